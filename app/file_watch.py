@@ -63,6 +63,10 @@ class Source(Protocol):
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call *listener* after each change."""
 
+    @property
+    def contents(self) -> Mapping[str, bytes]:
+        """What is in use now, by the names of the settings; empty before it was read."""
+
     async def look(self) -> Outcome:
         """Read it now, and use it if it has changed, or read it soon. For SIGHUP."""
 
@@ -71,19 +75,27 @@ class Source(Protocol):
 
 
 class WatchedFiles(Generic[T]):
-    """The latest usable content of files that belong together. The constructor reads the files.
+    """The latest usable content of files that belong together. The constructor reads the files, if it must.
 
     Args:
         files: the files, by the names of their settings.
         parse: makes the value of the contents, in the order of *files*, or raises FileError. It runs in another thread.
         most: the most bytes that a file may have.
         what: what the log calls the files.
+        read_before: contents by the names of settings. They count instead of the files' own, until a change is seen.
 
     Raises:
         SettingsError: a file cannot be used.
     """
 
-    def __init__(self, files: Mapping[str, Path], parse: Callable[..., T], most: int, what: str) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        parse: Callable[..., T],
+        most: int,
+        what: str,
+        read_before: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.setting = next(iter(files))
         self.trouble = ""
         self.ready = True
@@ -95,11 +107,16 @@ class WatchedFiles(Generic[T]):
         # The last content that could not be used, and why, so that it is not parsed at each look.
         self._refused: tuple[tuple[bytes, ...], FileError] | None = None
         try:
-            self._data = self._read()
+            self._data = tuple(map(read_before.__getitem__, files)) if read_before else self._read()
             self.value = self._made(self._data)
         except FileError as error:
             raise SettingsError(self._explained(error)) from None
         self._seen = self._data
+
+    @property
+    def contents(self) -> Mapping[str, bytes]:
+        """See ``Source``."""
+        return dict(zip(self._files, self._data, strict=True))
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call *listener* after each change."""
@@ -195,5 +212,13 @@ class WatchedFiles(Generic[T]):
 class WatchedFile(WatchedFiles[T]):
     """One file."""
 
-    def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T], most: int, what: str = "a file") -> None:
-        super().__init__({setting: path}, parse, most, what)
+    def __init__(
+        self,
+        path: Path,
+        setting: str,
+        parse: Callable[[bytes], T],
+        most: int,
+        what: str = "a file",
+        read_before: Mapping[str, bytes] | None = None,
+    ) -> None:
+        super().__init__({setting: path}, parse, most, what, read_before)

@@ -133,6 +133,8 @@ class Gateway:
 
     Args:
         hub: the gateway is one of its workers.
+        read_before: contents of the files of the access control and of TLS, by the names of the settings. They count
+            instead of the files, until a change is seen.
         serves_workers: the gateway is the hub.
     """
 
@@ -141,6 +143,7 @@ class Gateway:
         settings: Settings,
         *,
         hub: Hub | None = None,
+        read_before: Mapping[str, bytes] | None = None,
         serves_workers: bool = False,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
@@ -158,10 +161,11 @@ class Gateway:
         self._reloads: set[asyncio.Task[None]] = set()
         self.instance = settings.instance or socket.gethostname()
         self.gzip_prefixes = settings.gzipped
-        self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
-        self.tls = make_tls(settings, clock=clock, wall=wall)
+        self.access = make_access_control(settings, clock=clock, wall=wall, draw=draw, read_before=read_before)
+        self.tls = make_tls(settings, clock=clock, wall=wall, read_before=read_before)
         self.capacity: Capacity[Any] = Capacity(max(1, descriptors.limit() - RESERVE), SPARE, self._own_connections)
-        self._credentials = credentials_of(settings)
+        # A worker never reads the files for etcd: its hub connects to etcd.
+        self._credentials = credentials_of(settings) if hub is None else None
         self.budget = Budget(settings.max_feed_bytes)
         # A worker follows its hub, which has the upstream.
         self._upstream_tls = UpstreamTls(settings, wall=wall) if settings.upstream and hub is None else None
@@ -202,6 +206,7 @@ class Gateway:
 
     def _follow_etcd(self) -> Upstream:
         settings = self.settings
+        assert self._credentials is not None, "called only where the gateway follows etcd"
         return Upstream(
             settings.etcd,
             self._credentials,
@@ -268,16 +273,18 @@ class Gateway:
         return task
 
     async def _reload(self) -> None:
-        outcomes = {"token": "not set", **await self.access.reload(), "etcd": self._look_at_credentials()}
+        outcomes: dict[str, str] = {"token": "not set", **await self.access.reload()}
+        if self._credentials is not None:
+            outcomes["etcd"] = self._look_at(self._credentials)
         if self.tls is not None:
             outcomes["tls"] = await self.tls.files.look()
         if self._upstream_tls is not None and self._upstream_tls.files is not None:
             outcomes["upstream"] = await self._upstream_tls.files.look()
         logger.info("reloaded", extra=outcomes)
 
-    def _look_at_credentials(self) -> str:
+    def _look_at(self, credentials: Credentials) -> str:
         try:
-            self._credentials.check(tls=self.settings.etcd_is_tls)
+            credentials.check(tls=self.settings.etcd_is_tls)
         except CredentialsError as error:
             logger.warning("files for etcd cannot be used for the next connection", extra={"reason": str(error)})
             return "unusable"

@@ -65,13 +65,19 @@ class TlsStatistics:
 
 
 class Tls:
-    """TLS for the listeners. The constructor reads the files, and raises SettingsError if they cannot be used."""
+    """TLS for the listeners. The constructor reads the files, and raises SettingsError if they cannot be used.
 
-    def __init__(self, settings: Settings, *, clock: Clock, wall: Clock) -> None:
+    *read_before*: the files' contents in another process. They count instead, until a change is seen.
+    """
+
+    def __init__(
+        self, settings: Settings, *, clock: Clock, wall: Clock, read_before: Mapping[str, bytes] | None = None
+    ) -> None:
         given = {"tls_cert": settings.tls_cert, "tls_key": settings.tls_key, "tls_client_ca": settings.tls_client_ca}
         files = {name: path for name, path in given.items() if path is not None}
         parse = partial(parse_certificate, wall=wall)
-        self.files: WatchedFiles[Certificate] = WatchedFiles(files, parse, MAX_FILE, "the TLS certificate")
+        what = "the TLS certificate"
+        self.files: WatchedFiles[Certificate] = WatchedFiles(files, parse, MAX_FILE, what, read_before)
         self._clock = clock
         self._failures: Counter[str] = Counter()
         self._said: dict[str, float] = {}
@@ -104,9 +110,11 @@ class Tls:
         return TlsStatistics(self.files.value.expires, self.files.trouble, failures)
 
 
-def make_tls(settings: Settings, *, clock: Clock, wall: Clock) -> Tls | None:
-    """Return the TLS that the settings describe, or None for plain HTTP."""
-    return Tls(settings, clock=clock, wall=wall) if settings.tls_cert is not None else None
+def make_tls(
+    settings: Settings, *, clock: Clock, wall: Clock, read_before: Mapping[str, bytes] | None = None
+) -> Tls | None:
+    """Return the TLS that the settings describe, or None for plain HTTP. See ``Tls``."""
+    return Tls(settings, clock=clock, wall=wall, read_before=read_before) if settings.tls_cert is not None else None
 
 
 def parse_certificate(chain: bytes, key: bytes, client_ca: bytes | None = None, *, wall: Clock) -> Certificate:

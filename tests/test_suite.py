@@ -40,6 +40,7 @@ CLOCKS_ALLOWED = {
     "tier/test_hub.py": "the clock of the code under test, passed on",
     "tier/scripted.py": "the clock of the code under test, passed on",
     "watch/world.py": "the clock of the code under test, passed on",
+    "workers/test_files.py": "the time at which certificates and a token are made",
     "cases/test_ahead.py": "an upper bound of Ranges that grows with the time that passed",
     "consistency": "the torture runs for a given time, and its report states delays",
     "examples/fake_gateway.py": "the time of a client's request, for a lower bound",

@@ -392,6 +392,14 @@ class AccessControl:
         """Whether the file of the static token cannot be used now."""
         return self._bearer.token is not None and not self._bearer.token.usable
 
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """What is in use now of everything that is read again, by the names of the settings."""
+        found = {setting: data for source in self._sources for setting, data in source.contents.items()}
+        if self._bearer.token is not None:
+            found["token_file"] = self._bearer.token.content
+        return found
+
     def troubles(self) -> dict[str, str]:
         """Return what is wrong with each source now, by the names of the settings.
 
@@ -406,8 +414,11 @@ class AccessControl:
 
     async def run(self) -> None:
         """Read the files again when they change, and fetch the issuer's keys. Runs for ever."""
-        await asyncio.gather(*(source.run() for source in self._sources))
-        await asyncio.Event().wait()  # without sources
+        read_again = [source.run for source in self._sources]
+        if self._bearer.token is not None:
+            read_again.append(self._bearer.token.run)
+        await asyncio.gather(*(run() for run in read_again))
+        await asyncio.Event().wait()  # if there is nothing to read
 
 
 def _remember(known: dict[Asked, T], asked: Asked, value: T) -> None:

@@ -137,27 +137,27 @@ class Jwks(Protocol):
 class JwksFile(WatchedFile[KeyRing]):
     """The keys in a file."""
 
-    def __init__(self, path: Path, what: str = "a file") -> None:
-        super().__init__(path, "jwt_jwks", parse_jwks, MAX_JWKS, what)
+    def __init__(self, path: Path, what: str = "a file", read_before: Mapping[str, bytes] | None = None) -> None:
+        super().__init__(path, "jwt_jwks", parse_jwks, MAX_JWKS, what, read_before)
 
     async def refresh(self) -> None:
         """Do nothing: a change of the file is seen anyway."""
 
 
 class JwksUrl:
-    """The keys at a URL. ``run`` fetches them."""
+    """The keys at a URL. ``run`` fetches them. *data*: the set that was fetched before; empty if none was."""
 
     setting = "jwt_jwks"
 
-    def __init__(self, url: str, *, clock: Clock, draw: Draw, get: Get = fetch) -> None:
+    def __init__(self, url: str, *, clock: Clock, draw: Draw, get: Get = fetch, data: bytes = b"") -> None:
         self.url = url
-        self.value: KeyRing | None = None
-        self.trouble = "not fetched yet"
+        self.value: KeyRing | None = parse_jwks(data) if data else None
+        self.trouble = "" if data else "not fetched yet"
         self._listeners: list[Callable[[], None]] = []
         self._get = get
         self._clock = clock
         self._draw = draw
-        self._data = b""
+        self._data = data
         self._failures = 0
         self._caused = -COOLDOWN  # when an unknown key id last caused a fetch
         self._wanted = asyncio.Event()
@@ -167,6 +167,11 @@ class JwksUrl:
     def ready(self) -> bool:
         """Whether the keys were fetched once."""
         return self.value is not None
+
+    @property
+    def contents(self) -> Mapping[str, bytes]:
+        """See ``Source``."""
+        return {self.setting: self._data} if self._data else {}
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call *listener* after each change of the keys."""

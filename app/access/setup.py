@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -53,23 +53,31 @@ def check_access(settings: Settings) -> None:
         raise SettingsError("\n".join(lines))
 
 
-def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> AccessControl:
-    """Return the access control. Reads the files once; a file that cannot be used is a SettingsError."""
+def make_access_control(
+    settings: Settings, *, clock: Clock, wall: Clock, draw: Draw, read_before: Mapping[str, bytes] | None = None
+) -> AccessControl:
+    """Return the access control. Reads the files once; a file that cannot be used is a SettingsError.
+
+    *read_before*: ``AccessControl.contents`` of another process with the same settings, which count instead.
+    """
     check_access(settings)
-    token = Token(settings.token_file, named("token_file"), clock=clock) if settings.token_file else None
-    tokens = _file(settings.tokens_file, "tokens_file", parse_tokens, MAX_TOKENS_FILE)
-    policy = _file(settings.policy_file, "policy_file", parse_policy, MAX_POLICY_FILE)
+    before = read_before or {}
+    token = None
+    if settings.token_file is not None:
+        token = Token(settings.token_file, named("token_file"), clock=clock, read_before=before.get("token_file"))
+    tokens = _file(settings.tokens_file, "tokens_file", parse_tokens, MAX_TOKENS_FILE, before)
+    policy = _file(settings.policy_file, "policy_file", parse_policy, MAX_POLICY_FILE, before)
     sources: list[Source] = [file for file in (tokens, policy) if file is not None]
     jwt = None
     if settings.jwt_issuer:
-        jwt, of_jwt = _jwt(settings, clock=clock, wall=wall, draw=draw)
+        jwt, of_jwt = _jwt(settings, before, clock=clock, wall=wall, draw=draw)
         sources += of_jwt
     proxy = None
     if settings.auth_proxy_header:
         proxy = TrustedProxy(settings.auth_proxy_header, settings.auth_proxy_roles_header, settings.auth_proxies)
     sessions = None
     if settings.session_key_file is not None:
-        sessions, of_sessions = _sessions(settings, settings.session_key_file, wall=wall)
+        sessions, of_sessions = _sessions(settings, settings.session_key_file, before, wall=wall)
         sources.append(of_sessions)
     guarded = any(mode is not None for mode in (tokens, policy, jwt, proxy))
     if not guarded and token is None and not is_loopback(settings.host):
@@ -90,24 +98,28 @@ def make_access_control(settings: Settings, *, clock: Clock, wall: Clock, draw: 
     )
 
 
-def _file(path: Path | None, setting: str, parse: Callable[[bytes], T], most: int) -> WatchedFile[T] | None:
-    return WatchedFile(path, setting, parse, most, OF_ACCESS) if path is not None else None
+def _file(
+    path: Path | None, setting: str, parse: Callable[[bytes], T], most: int, read_before: Mapping[str, bytes]
+) -> WatchedFile[T] | None:
+    return WatchedFile(path, setting, parse, most, OF_ACCESS, read_before) if path is not None else None
 
 
-def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[Verifier, list[Source]]:
+def _jwt(
+    settings: Settings, read_before: Mapping[str, bytes], *, clock: Clock, wall: Clock, draw: Draw
+) -> tuple[Verifier, list[Source]]:
     """Return the verifier of JWTs, and what it reads again. joserfc takes 0.2 s to import, so it is imported late."""
     from .jwks import JwksFile, JwksUrl
     from .jwt import MAX_SECRET, JwtSettings, JwtVerifier, parse_secret
 
-    secret = _file(settings.jwt_secret_file, "jwt_secret_file", parse_secret, MAX_SECRET)
+    secret = _file(settings.jwt_secret_file, "jwt_secret_file", parse_secret, MAX_SECRET, read_before)
     jwks: JwksFile | JwksUrl | None = None
     location = settings.jwt_jwks.removeprefix("file://")
     if "://" in location:
         if settings.jwt_jwks.startswith("http://") and not is_loopback(urlsplit(settings.jwt_jwks).hostname or ""):
             logger.warning("the issuer's keys are fetched in plain text", extra={"url": settings.jwt_jwks})
-        jwks = JwksUrl(settings.jwt_jwks, clock=clock, draw=draw)
+        jwks = JwksUrl(settings.jwt_jwks, clock=clock, draw=draw, data=read_before.get("jwt_jwks", b""))
     elif location:
-        jwks = JwksFile(Path(location), OF_ACCESS)
+        jwks = JwksFile(Path(location), OF_ACCESS, read_before)
     group = replace(settings.group(JwtSettings, "jwt_"), algorithms=_algorithms(settings))
     verifier = JwtVerifier(group, jwks, secret, wall=wall)
     sources: list[Source] = [source for source in (secret, jwks) if source is not None]
@@ -116,13 +128,16 @@ def _jwt(settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> tuple[
     return verifier, sources
 
 
-def _sessions(settings: Settings, path: Path, *, wall: Clock) -> tuple[Sessions, Source]:
+def _sessions(
+    settings: Settings, path: Path, read_before: Mapping[str, bytes], *, wall: Clock
+) -> tuple[Sessions, Source]:
     """Return the browsers' sessions, and the file of their keys. Only this and ``_jwt`` import joserfc."""
     from .sessions import MAX_KEY_FILE, Sessions, keys_parser
 
     # A cookie stands for a JWT that was compared with these.
     relied_on = (settings.jwt_issuer, settings.jwt_roles_claim, *settings.jwt_audience)
-    keys = WatchedFile(path, "session_key_file", keys_parser(relied_on), MAX_KEY_FILE, OF_ACCESS)
+    parse = keys_parser(relied_on)
+    keys = WatchedFile(path, "session_key_file", parse, MAX_KEY_FILE, OF_ACCESS, read_before)
     return Sessions(keys, wall=wall), keys
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
@@ -50,14 +51,17 @@ def read_token(path: Path, named: str) -> SecretStr:
 
 
 class Token:
-    """The file's latest usable token. The constructor reads the file, and raises SettingsError if it is unusable."""
+    """The file's latest usable token. The constructor reads the file, and raises SettingsError if it is unusable.
 
-    def __init__(self, path: Path, named: str, *, clock: Clock) -> None:
+    *read_before*: the token that was read before. It counts instead, until a change is seen.
+    """
+
+    def __init__(self, path: Path, named: str, *, clock: Clock, read_before: bytes | None = None) -> None:
         self._path = path
         self._named = named
         self._clock = clock
         self._looked = clock()
-        self._bytes = self._read()
+        self.content = self._read() if read_before is None else read_before
         self._trouble = ""
 
     def _read(self) -> bytes:
@@ -67,18 +71,24 @@ class Token:
     def digest(self) -> bytes:
         """The SHA-256 of the token."""
         self.refresh()
-        return sha256(self._bytes).digest()
+        return sha256(self.content).digest()
 
     def matches(self, given: bytes) -> bool:
         """Whether *given* is the token. The time that this takes does not depend on where the two differ."""
         self.refresh()
-        return hmac.compare_digest(given, self._bytes)
+        return hmac.compare_digest(given, self.content)
 
     @property
     def usable(self) -> bool:
         """Whether the file is usable now. If it is not, the previous token stays valid."""
         self.refresh()
         return not self._trouble
+
+    async def run(self) -> None:
+        """Read the file in every ``LOOK`` seconds, also while no request comes. Runs for ever."""
+        while True:
+            await asyncio.sleep(LOOK)
+            self.refresh()
 
     def refresh(self) -> None:
         """Read the file if the last read is at least ``LOOK`` seconds ago."""
@@ -102,8 +112,8 @@ class Token:
         if self._trouble:
             self._trouble = ""
             logger.info("the token's file can be used again", extra={"file": str(self._path)})
-        if found == self._bytes:
+        if found == self.content:
             return "unchanged"
-        self._bytes = found
+        self.content = found
         logger.info("the token has changed", extra={"file": str(self._path)})
         return "changed"

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 
 from .. import logs
-from ..access.setup import make_access_control
 from ..allocator import freeze_objects, return_large_blocks
-from ..gateway import Gateway
+from ..gateway import Gateway, for_ever
 from ..main import create_app
 from ..ports import spawn
 from ..server.admission import Admission
@@ -22,9 +21,9 @@ from ..server.signal_handler import HURRY, SignalHandler
 from ..server.sockets import bind
 from ..settings import Settings
 from ..signals import SIGNALS
-from ..tls import make_tls
 from .acceptor import Acceptor
 from .descriptor_passing import Port
+from .files import WorkerFiles
 from .hub_socket import listen_at, private_path
 from .split_settings import hub_settings, worker_settings
 from .team import Team
@@ -46,9 +45,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
         logging.getLogger("gateway.stream").setLevel(logging.WARNING)  # the workers say when a client's stream ends
     return_large_blocks()
     warn_of_deprecated()
-    # The workers use these. A mistake must be found here, at the start.
-    make_access_control(settings, clock=time.monotonic, wall=time.time, draw=random.random)
-    make_tls(settings, clock=time.monotonic, wall=time.time)
+    files = WorkerFiles(settings, clock=time.monotonic, wall=time.time, draw=random.random)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(private_path())
         listening: dict[Port, socket.socket] = {}
@@ -67,6 +64,7 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
             count,
             str(path),
             worker_settings(settings, count, logs.form_of(settings.log_format)),
+            files.contents,
             clock=time.monotonic,
             draw=random.random,
         )
@@ -75,31 +73,34 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
         stack.callback(acceptor.close)
         app = create_app(gateway=gateway, workers=team)
         server = GatewayServer(make_config(app, own, Admission(gateway.capacity)), gateway)
-        hub = Hub(gateway, team, acceptor)
+        hub = Hub(gateway, team, acceptor, files)
         socket_of_hub = listen_at(path)
         stack.callback(socket_of_hub.close)
         with SIGNALS.deliver_to(asyncio.get_running_loop(), hub.handle):
             async with gateway.running():
                 serving = spawn(server.serve(sockets=[socket_of_hub]), name="server", died=gateway.fail)
+                reading = spawn(for_ever(files.run), name="files", died=gateway.fail)
                 try:
                     if await listen([server], gateway):
                         numbers = [sock.getsockname()[1] for sock in listening.values()]
                         await hub.run(lambda: on_ready(numbers))
                 finally:
+                    reading.cancel()
                     await team.aclose()
                     server.should_exit = True
-                    await asyncio.gather(serving, return_exceptions=True)
+                    await asyncio.gather(serving, reading, return_exceptions=True)
                     server.cut_off()
 
 
 class Hub(SignalHandler):
     """The life of the hub: its workers serve until a signal, and then drain."""
 
-    def __init__(self, gateway: Gateway, team: Team, acceptor: Acceptor) -> None:
+    def __init__(self, gateway: Gateway, team: Team, acceptor: Acceptor, files: WorkerFiles) -> None:
         super().__init__(reloads=True)
         self._gateway = gateway
         self._team = team
         self._acceptor = acceptor
+        self._files = files
         self._over = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -132,6 +133,7 @@ class Hub(SignalHandler):
 
     def _reload(self) -> None:
         self._gateway.reload()
+        self._reading = spawn(self._files.reload(), name="reload", died=lambda _error: None)
         self._team.tell("reload")
 
     def _step(self, received: int) -> None:

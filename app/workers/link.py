@@ -15,7 +15,7 @@ from the worker
     ``report``       the answer to the hub's ``report``;
     ``draining``     it has been told to stop, not by the hub;
 from the hub
-    ``settings``     the first message;
+    ``settings``     the first message, which has also the ``contents`` of files, and the sessions that have ``ended``;
     ``admitted``, ``refused``
     ``close``        the stream with this ``id`` must end;
     ``failed``, ``ended``, ``bookmarks_due``  what another worker has said;
@@ -30,7 +30,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from ..core.keys import KeyRange, Kind
@@ -95,3 +96,13 @@ def encode_ranges(ranges: Ranges) -> list[list[str]]:
 def decode_ranges(found: list[list[str]]) -> Ranges:
     """Return the ranges of a message."""
     return tuple(KeyRange(cast("Kind", kind), name.encode("latin-1")) for kind, name in found)
+
+
+def encode_contents(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the contents of files as a message has them."""
+    return {setting: b64encode(data).decode() for setting, data in contents.items()}
+
+
+def decode_contents(found: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the contents of files in a message."""
+    return {setting: b64decode(text) for setting, text in found.items()}

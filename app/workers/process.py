@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .. import logs
@@ -19,7 +19,7 @@ from ..watch.registry import Registry
 from .admissions import Admissions
 from .balance import Load
 from .descriptor_passing import ConnectionSender, Port
-from .link import Link, Message
+from .link import Link, Message, encode_contents
 
 logger = logging.getLogger("gateway.workers")
 
@@ -70,8 +70,10 @@ class WorkerProcess:
         self._admissions: Admissions
         self.ended: asyncio.Task[int]
 
-    async def start(self, settings: dict[str, Any], path: str, ended_sessions: Mapping[str, Any]) -> None:
-        """Start the process, and give it its settings."""
+    async def start(
+        self, settings: dict[str, Any], path: str, contents: Callable[[], Mapping[str, bytes]], ended: Mapping[str, Any]
+    ) -> None:
+        """Start the process, and give it its settings, the contents of its files, and the sessions that have ended."""
         link, their_link = socket.socketpair()
         passed, their_passed = socket.socketpair()
         for sock in (link, passed):
@@ -102,8 +104,14 @@ class WorkerProcess:
         self._link = await Link.open(link, self._take, self.ready.set)
         self._admissions = Admissions(self._registry, self._link, self._others.expire)
         self.ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
-        ended = list(ended_sessions.values())  # of now: any later one is told as a message
-        self._link.send("settings", settings=settings, socket=path, number=self.number, ended=ended)
+        self._link.send(
+            "settings",
+            settings=settings,
+            socket=path,
+            number=self.number,
+            contents=encode_contents(contents()),
+            ended=list(ended.values()),  # of now: any later one is told as a message
+        )
 
     @property
     def pid(self) -> int:

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..access.sessions import LIFETIME, MOST_ENDED
@@ -37,15 +37,25 @@ class Team:
     Args:
         path: of the Unix socket at which the hub serves.
         settings: of each worker.
+        contents: returns the contents of the files that each worker begins with.
     """
 
     def __init__(
-        self, gateway: Gateway, count: int, path: str, settings: dict[str, Any], *, clock: Clock, draw: Draw
+        self,
+        gateway: Gateway,
+        count: int,
+        path: str,
+        settings: dict[str, Any],
+        contents: Callable[[], Mapping[str, bytes]],
+        *,
+        clock: Clock,
+        draw: Draw,
     ) -> None:
         self._gateway = gateway
         self._count = count
         self._path = path
         self._settings = settings
+        self._contents = contents
         self._clock = clock
         self._draw = draw
         self._backoff = Backoff(0.1, 5.0)
@@ -126,7 +136,7 @@ class Team:
 
     async def _start(self, number: int) -> WorkerProcess:
         worker = WorkerProcess(number, self._gateway.registry, self, self._clock)
-        await worker.start(self._settings, self._path, self._ended_sessions)
+        await worker.start(self._settings, self._path, self._contents, self._ended_sessions)
         self._members[number] = worker
         logger.info("worker start", extra={"worker": number, "pid": worker.pid})
         if self._stopping:  # meanwhile

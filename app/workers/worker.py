@@ -30,7 +30,7 @@ from ..signals import SIGNALS
 from ..stdio import print_error
 from .descriptor_passing import ConnectionReceiver, Port
 from .hub_link import HubLink
-from .link import Link, Message, decode_ranges
+from .link import Link, Message, decode_contents, decode_ranges
 
 logger = logging.getLogger("gateway")
 
@@ -77,7 +77,7 @@ class Worker:
         """Serve to the end. *sock*: the link to the hub.
 
         Raises:
-            SettingsError: a file cannot be used any more.
+            SettingsError: what the hub has read of a file cannot be used any more: a certificate has expired.
             BrokenGatewayError: a defect of ours has ended the gateway, or the hub has gone.
         """
         self._settings = asyncio.get_running_loop().create_future()
@@ -100,7 +100,8 @@ class Worker:
                 logging.getLogger(name).setLevel(logging.WARNING)
         return_large_blocks()
         self._hub = HubLink(self._link, first["socket"])
-        gateway = self._gateway = Gateway(settings, hub=self._hub)
+        read_before = decode_contents(first.pop("contents"))
+        gateway = self._gateway = Gateway(settings, hub=self._hub, read_before=read_before)
         app = create_app(gateway=gateway)
         self._report, self._tell_edge = app.state.report, app.state.tell_edge
         admission = Admission(gateway.capacity)

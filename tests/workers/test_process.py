@@ -158,7 +158,7 @@ async def test_a_worker_imports_from_where_the_hub_does(monkeypatch: pytest.Monk
     worker = Scene().worker
     monkeypatch.setattr(subprocess, "Popen", none)
     with pytest.raises(OSError, match="no process"):
-        await worker.start({}, "/nowhere", {})
+        await worker.start({}, "/nowhere", dict, {})
     ((words, environment),) = given
     assert "-P" in words[: words.index("-m")]
     assert environment["PYTHONPATH"].split(os.pathsep) == sys.path

@@ -188,7 +188,7 @@ async def test_a_worker_that_begins_later_refuses_every_cookie_of_an_ended_sessi
     """Also one that outlives the cookie with which the session was ended."""
     now = 1000.0
     monkeypatch.setattr("app.workers.team.time.time", lambda: now)
-    hub = Team(Gateway(load({}), serves_workers=True), 0, "", {}, clock=lambda: now, draw=lambda: 0.0)
+    hub = Team(Gateway(load({}), serves_workers=True), 0, "", {}, dict, clock=lambda: now, draw=lambda: 0.0)
     sender = WorkerProcess(1, hub._gateway.registry, hub, lambda: now)
     hub.tell_others(sender, {"do": "ended", "id": "one", "sealed_by": "key", "expires": now + 1})
     now += LIFETIME - 1
@@ -216,7 +216,7 @@ class Full:
 async def test_a_worker_without_room_gets_the_next_connection() -> None:
     """The kernel may refuse a descriptor for a moment. A worker that was left out for that would stay so for ever."""
     first, second = Full(0), Full(1)
-    team = Team(cast("Gateway", None), 2, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    team = Team(cast("Gateway", None), 2, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
     team._members = cast("dict[int, WorkerProcess]", {1: first, 2: second})
     connection = cast("socket.socket", None)
     assert team.give(connection, "clients"), "the second has room"
@@ -241,7 +241,7 @@ async def test_a_worker_that_ends_during_a_scrape_counts_once() -> None:
     """What it has counted is among what the ended ones have counted: together they would be twice as much."""
     members = {1: Member(), 2: Member()}
     members[2].last_report = Report({"of": 2}, [])
-    team = Team(cast("Gateway", None), 2, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    team = Team(cast("Gateway", None), 2, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
     team._members = cast("dict[int, WorkerProcess]", members)
     scrape = asyncio.create_task(team.reports())
     await asyncio.sleep(0)
@@ -256,6 +256,6 @@ async def test_more_workers_than_the_system_gives(monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Team, "_start", no_descriptor)
-    team = Team(cast("Gateway", None), 3, "", {}, clock=lambda: 0.0, draw=lambda: 0.0)
+    team = Team(cast("Gateway", None), 3, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
     with pytest.raises(SettingsError, match="cannot start 3 workers: Too many open files; start fewer"):
         await team.start()

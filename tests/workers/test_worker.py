@@ -84,7 +84,7 @@ async def test_a_file_that_cannot_be_used_when_a_worker_starts(tmp_path: Path, m
         sock.setblocking(False)
     hub = await Link.open(theirs, lambda _message: None, ended.set)
     settings = load({"policy_file": str(policy), "log_level": "debug"}).model_dump(mode="json")
-    hub.send("settings", settings=settings, number=1, socket="/nowhere", ended=[])
+    hub.send("settings", settings=settings, number=1, socket="/nowhere", contents={}, ended=[])
     with pytest.raises(SettingsError, match="is not YAML"):
         await Worker(passed).run(mine)
     async with asyncio.timeout(HANG):
