@@ -15,6 +15,7 @@ import select
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from logging.handlers import QueueHandler, QueueListener
@@ -39,7 +40,7 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "colo
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: _bounded(value) for name, value in vars(record).items() if name not in _OWN}
+    return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
 def _bounded(value: Any) -> Any:
@@ -54,8 +55,7 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
-def _time(record: logging.LogRecord) -> str:
-    created = record.created
+def _time(created: float) -> str:
     seconds = int(created)
     return f"{_second(seconds)}.{int((created - seconds) * 1000):03}Z"
 
@@ -69,34 +69,56 @@ def _json(value: object) -> str:
     return _ENCODER.encode(_bounded(value))
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line with a JSON object."""
+class LineFormatter(logging.Formatter, ABC):
+    """Formats a record as a line. *always*: fields that every line has after its own."""
+
+    def __init__(self, **always: object) -> None:
+        super().__init__()
+        self.always = always
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
+        exception = self.formatException(record.exc_info) if record.exc_info else ""
+        return self.line(
+            record.created, record.levelname.lower(), record.name, record.getMessage(), _extras(record), exception
+        )
+
+    @abstractmethod
+    def line(
+        self, created: float, level: str, name: str, message: str, fields: dict[str, object], exception: str = ""
+    ) -> str:
+        """Return the line of the logger *name*. *created*: seconds since 1970."""
+
+
+class JsonFormatter(LineFormatter):
+    """A line is a JSON object."""
+
+    def line(
+        self, created: float, level: str, name: str, message: str, fields: dict[str, object], exception: str = ""
+    ) -> str:
+        """See ``LineFormatter``."""
         # Member by member: ``JSONEncoder`` makes an encoder for each call. That was half the time of a line, and there
         # is a line for each join.
-        time, level, logger = _time(record), record.levelname.lower(), encode_basestring(record.name)
-        members = [f'"time": "{time}", "level": "{level}", "logger": {logger}']
-        members.append(f'"message": {encode_basestring(record.getMessage())}')
-        members += [f"{encode_basestring(name)}: {_json(it)}" for name, it in vars(record).items() if name not in _OWN]
-        if record.exc_info:
-            members.append(f'"exception": {encode_basestring(self.formatException(record.exc_info))}')
-        return "{" + ", ".join(members) + "}"
+        line = f'{{"time": "{_time(created)}", "level": "{level}", "logger": {encode_basestring(name)}, '
+        line += f'"message": {encode_basestring(message)}'
+        for field, value in (fields | self.always).items():
+            line += f", {encode_basestring(field)}: {_json(value)}"
+        return f'{line}, "exception": {encode_basestring(exception)}}}' if exception else f"{line}}}"
 
 
-class HumanFormatter(logging.Formatter):
-    """Formats a record as time, level, message, and its extra fields as name=value."""
+class HumanFormatter(LineFormatter):
+    """A line is time, level, message, and the fields as name=value. People do not need the logger."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See ``logging.Formatter``."""
-        extras = " ".join(f"{name}={value}" for name, value in _extras(record).items())
-        line = f"{_time(record)[11:]} {record.levelname.lower():7} {record.getMessage()}"
-        if extras:
-            line = f"{line:48} {extras}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+    def line(
+        self, created: float, level: str, name: str, message: str, fields: dict[str, object], exception: str = ""
+    ) -> str:
+        """See ``LineFormatter``."""
+        del name
+        shown = " ".join(f"{field}={_bounded(value)}" for field, value in (fields | self.always).items())
+        line = f"{_time(created)[11:]} {level:7} {message}"
+        if shown:
+            line = f"{line:48} {shown}"
+        return f"{line}\n{exception}" if exception else line
 
 
 class _Writer(QueueListener):
@@ -161,8 +183,10 @@ class _Writer(QueueListener):
 class _Outlet(QueueHandler):
     """Formats records as lines and queues the lines for the writer. Never blocks."""
 
-    def __init__(self, writer: _Writer, lines: queue.SimpleQueue[bytes | None]) -> None:
+    def __init__(self, writer: _Writer, lines: queue.SimpleQueue[bytes | None], form: LineFormatter) -> None:
         super().__init__(lines)
+        self.setFormatter(form)
+        self._form = form
         self._writer = writer
         self._lines = lines
         self.given = 0  # bytes
@@ -177,6 +201,19 @@ class _Outlet(QueueHandler):
     def prepare(self, record: logging.LogRecord) -> bytes:
         """See ``QueueHandler``."""
         return (self.format(record) + "\n").encode(errors="backslashreplace")
+
+    def write_info(self, name: str, message: str, fields: dict[str, object]) -> None:
+        """Queue a line of the logger *name* without a record. Never raises, as ``logging`` does not."""
+        try:
+            line = self._form.line(time.time(), "info", name, message, fields)
+        except Exception:  # see ``handleError``
+            self._refused += 1
+            return
+        self.acquire()
+        try:
+            self.enqueue((line + "\n").encode(errors="backslashreplace"))
+        finally:
+            self.release()
 
     def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # see ``prepare``
         """See ``QueueHandler``."""
@@ -204,6 +241,18 @@ _outlets: list[tuple[_Outlet, _Writer]] = []
 def dropped() -> int:
     """Return the number of log lines that were dropped."""
     return sum(outlet.dropped for outlet, _writer in _outlets)
+
+
+def info(logger: logging.Logger, message: str, fields: dict[str, object]) -> None:
+    """Log what ``logger.info(message, extra=fields)`` logs, in a third of the time: for the lines that every join has.
+
+    Call this only if *logger* is enabled for that level.
+    """
+    # Another server has handlers of its own, and so have tests. Those get a record.
+    if _outlets and logging.root.handlers == [_outlets[0][0]]:
+        _outlets[0][0].write_info(logger.name, message, fields)
+    else:
+        logger.info(message, extra=fields)
 
 
 def flush(timeout: float = FLUSH_TIMEOUT) -> None:
@@ -245,15 +294,8 @@ def install(form: str, level: str, *, worker: int | None = None) -> None:
     human = form_of(form) == "human"
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = _Writer(lines, sys.stderr.fileno())
-    outlet = _Outlet(writer, lines)
-    outlet.setFormatter(HumanFormatter() if human else JsonFormatter())
-    if worker is not None:
-
-        def name_worker(record: logging.LogRecord) -> bool:
-            record.worker = worker
-            return True
-
-        outlet.addFilter(name_worker)
+    always: dict[str, object] = {"worker": worker} if worker is not None else {}
+    outlet = _Outlet(writer, lines, HumanFormatter(**always) if human else JsonFormatter(**always))
     _outlets[:] = [(outlet, writer)]
     writer.start()
     root = logging.getLogger()

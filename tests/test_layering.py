@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tier": {"core", "ports", "shared_reads"},
     "watch": {"core", "ports"},
     "file_watch": {"settings"},
-    "access": {"core", "file_watch", "ports", "settings"},
+    "access": {"core", "file_watch", "logs", "ports", "settings"},
     "tls": {"core", "file_watch", "ports", "settings"},
     "check": {"access", "core", "settings"},
     "stream": {"core", "ports", "watch"},

@@ -39,18 +39,52 @@ def test_a_json_line() -> None:
     }
 
 
-@given(
-    st.dictionaries(
-        st.text(min_size=1).filter(lambda name: name not in vars(record(""))),
-        st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text()), st.just({1})),
-    )
+FIELDS = st.dictionaries(
+    st.text(min_size=1).filter(lambda name: name not in logs._OWN),
+    st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.text()), st.just({1})),
 )
+
+
+@given(FIELDS)
 def test_a_json_line_is_what_the_standard_library_writes(extra: dict[str, Any]) -> None:
     """Whatever a field holds: clients choose some of them."""
     text = JsonFormatter().format(record("m", **extra))
     line = {"time": "1970-01-01T00:00:01.500Z", "level": "warning", "logger": "gateway.test", "message": "m", **extra}
 
     assert text == json.dumps(line, ensure_ascii=False, default=str)
+
+
+@given(FIELDS, st.sampled_from([JsonFormatter(), JsonFormatter(worker=2), HumanFormatter(), HumanFormatter(worker=2)]))
+def test_a_line_without_a_record_is_the_same(fields: dict[str, Any], form: logs.LineFormatter) -> None:
+    """A join's line has no record, because a record takes longer than the rest of the line."""
+    assert form.line(1.5, "warning", "gateway.test", "m", fields) == form.format(record("m", **fields))
+
+
+class Wrong:
+    """A value without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_who_gets_a_record(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Our own handler gets the line. Other handlers get a record, as from any logger. Nothing is raised."""
+    logger = logging.getLogger("gateway.test")
+    given, writer = outlet(-1)
+    monkeypatch.setattr(logs, "_outlets", [(given, writer)])
+    monkeypatch.setattr(logging.root, "handlers", [given])
+    logs.info(logger, "a line", {"range": "/svc/", "worker": "\ud800"})
+    logs.info(logger, "a line", {"wrong": Wrong()})
+    monkeypatch.setattr(logging.root, "handlers", [given, caplog.handler])
+    with caplog.at_level(logging.INFO, "gateway.test"):
+        logs.info(logger, "another line", {"range": "/svc/"})
+    lines = [json.loads(given._lines.get_nowait() or b"") for _ in range(2)]
+
+    assert [(line["message"], line["level"], line["logger"], line["range"]) for line in lines] == [
+        (message, "info", "gateway.test", "/svc/") for message in ("a line", "another line")
+    ]
+    assert (given.dropped, given._lines.empty()) == (1, True)
+    assert [vars(made)["range"] for made in caplog.records] == ["/svc/"]
 
 
 def test_a_json_line_with_an_exception() -> None:
@@ -88,9 +122,7 @@ def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
     """An outlet that is not started, so nothing takes its lines."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = logs._Writer(lines, descriptor)
-    made = logs._Outlet(writer, lines)
-    made.setFormatter(JsonFormatter())
-    return made, writer
+    return logs._Outlet(writer, lines, JsonFormatter()), writer
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
+from .. import logs
 from ..core.keys import KeyRange
 from .identity import Identity
 
@@ -42,17 +43,14 @@ def write(
         rule: the roles that permit the read, or what has decided instead.
         more: further fields.
     """
-    # ``logger.info`` looks for each field among the record's own attributes: as long as the rest of the record takes.
-    record = logging.LogRecord(logger.name, logging.INFO, "", 0, "audit", None, None)
-    vars(record).update(
-        decision=decision,
-        identity=identity.name if identity is not None else "unknown",
-        address=address,
-        selection=" ".join(map(_shown, ranges)),
-        rule=rule,
-        **more,
-    )
-    logger.handle(record)
+    fields: dict[str, object] = {
+        "decision": decision,
+        "identity": identity.name if identity is not None else "unknown",
+        "address": address,
+        "selection": " ".join(map(_shown, ranges)),
+        "rule": rule,
+    }
+    logs.info(logger, "audit", fields | more)
 
 
 def _shown(one: KeyRange) -> str:
