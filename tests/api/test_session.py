@@ -346,6 +346,18 @@ async def test_a_session_is_all_that_the_browser_has_opened(world: World) -> Non
     assert world.gateway.access.session_counts() == (1, 1)
 
 
+async def test_one_token_begins_many_sessions(world: World) -> None:
+    """Two browsers may have the same token, and one of them must not log out the other. From one browser without a
+    cookie, two POSTs at the same time look the same. Such a page begins its session once, before it opens streams.
+    """
+    async with world.http() as one, world.http() as other:
+        await asyncio.gather(*(http.post("/v1/session", headers=BEARER) for http in (one, other)))
+        await one.delete("/v1/session")
+        assert (await other.get(READ)).status_code == 200
+
+    assert world.gateway.access.session_counts() == (2, 1)
+
+
 async def test_another_user_of_the_browser(world: World) -> None:
     """The browser forgets the first user's cookie, so what the first user has opened ends. The second user's session is
     another one: whoever plants a cookie of their own in a browser cannot end, or share, the session that begins there.
