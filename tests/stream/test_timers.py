@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from app.gateway import Gateway
-from app.stream.timers import SLOT, TimerWheel
+from app.stream.timers import SLICE, SLOT, TimerWheel
 from tests.support.waiting import HANG
 
 
@@ -27,6 +27,9 @@ class Loop:
     def call_later(self, delay: float, callback: object, *args: object) -> None:
         assert delay >= 0
         self._calls.append((self.now + delay - self.early, callback, args))
+
+    def call_soon(self, callback: object, *args: object) -> None:
+        self._calls.append((self.now, callback, args))
 
     @property
     def pending(self) -> int:
@@ -201,6 +204,33 @@ def test_unset_by_another_of_the_same_slot(loop: Loop, wheel: TimerWheel) -> Non
 
     loop.advance(10)
     assert len(second.called) == 1
+
+
+def test_many_in_a_slot_share_turns(loop: Loop, wheel: TimerWheel) -> None:
+    """The calls of a slot take SLICE of a turn of the loop. Each alarm is called once, and one that is unset is not."""
+    turns: list[float] = []
+
+    class Slow(Alarm):
+        def tick(self, now: float) -> None:
+            super().tick(now)
+            turns.append(now)
+            loop.now += SLICE / 4
+
+    class Last(Alarm):
+        def tick(self, now: float) -> None:
+            super().tick(now)
+            wheel.unset(gone)
+            wheel.set(later, now + 5)
+
+    last, slow, gone, later = Last(wheel), [Slow(wheel) for _ in range(40)], Alarm(wheel), Alarm(wheel)
+    for alarm in (*slow, last, gone, later):
+        wheel.set(alarm, loop.now + 1)
+    loop.advance(2)
+    assert {len(alarm.called) for alarm in (*slow, last)} == {1}
+    assert (gone.called, later.called, gone.slot) == ([], [], 0)
+    assert [turns.count(turn) for turn in dict.fromkeys(turns)] == [4] * 10
+    loop.advance(10)
+    assert (gone.called, len(later.called), loop.pending) == ([], 1, 0)
 
 
 def test_an_error_of_one_leaves_the_next_slot(loop: Loop, wheel: TimerWheel) -> None:
