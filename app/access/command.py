@@ -56,7 +56,16 @@ def check_policy(flags: Mapping[str, Any]) -> tuple[str, int]:
     what = f"{'the keys of ' if keys_only else ''}{' and '.join(map(str, asked))}"
     roles = sorted(frozenset().union(*map(policy.roles_of, identities)))
     verb = "permitted: {} may read {}" if permitted else "denied: {} may not read {}"
-    return f"{verb.format(flags['identity'], what)} (roles: {', '.join(roles) or 'none'})\n", 0 if permitted else 1
+    line = f"{verb.format(flags['identity'], what)} (roles: {', '.join(roles) or 'none'})\n"
+    if permitted:
+        return line, 0
+    if not keys_only and any(policy.permits(one, asked, keys_only=True) for one in identities):
+        line += "note: the keys alone may be read; check that with --keys-only\n"
+    elif not roles and flags["tokens_file"] is not None:
+        line += f"note: {flags['tokens_file']} gives no role to {flags['identity']}, and the policy binds none\n"
+    elif not roles:
+        line += "note: the policy binds no role; add what the credentials bring, by --tokens-file or --role\n"
+    return line, 1
 
 
 def _grants(policy: Policy, identities: Sequence[Identity]) -> str:

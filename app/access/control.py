@@ -224,6 +224,8 @@ class AccessControl:
                 continue
             if grants.permit(asked, keys_only=True):
                 detail = f"only the keys of {asked} may be read by {identity.name}; ask for keys_only=1"
+                if asked.kind == "key":  # and /v1/kv refuses keys_only=1 with a single key
+                    detail += ", at /v1/kv with prefix= or several keys"
             else:
                 detail = _denied(identity, asked)
             raise self._forbidden(detail, asked.kind)

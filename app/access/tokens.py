@@ -6,6 +6,7 @@ rotated while its old and its new value are both accepted.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +25,15 @@ from .yaml_file import Entry, load_yaml
 MAX_TOKENS_FILE = 4 << 20
 # Random bytes of a new token.
 TOKEN_BYTES = 32
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 # The hash of nothing: an operator has hashed an empty variable.
 _NOTHING = sha256(b"").hexdigest()
 
 
 def _hash(text: str) -> str:
+    # Pydantic's text for a pattern shows the pattern. Somebody has written the token itself, or half of a hash.
+    if _SHA256.fullmatch(text) is None:
+        raise ValueError("must be 64 hex digits, the SHA-256 of the token; `etcd-watch-gateway token` prints both")
     if text.lower() == _NOTHING:
         raise ValueError("is the hash of an empty text; hash the token itself")
     return text.lower()
@@ -50,7 +55,7 @@ class TokenEntry(Entry):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:/+-]{1,128}$", description="the identity is token:NAME")]
     sha256: Annotated[
         str,
-        Field(pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the token's bytes, in hex"),
+        Field(description="SHA-256 of the token's bytes, in hex", json_schema_extra={"pattern": "^[0-9a-fA-F]{64}$"}),
         AfterValidator(_hash),
     ]
     roles: Annotated[list[Annotated[str, Field(pattern=ROLE_NAME)]] | None, Field(description="roles of the token")] = (

@@ -23,6 +23,8 @@ UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json", "/.wel
 # The files of these pages: a page loads two dozen of them.
 _FILES = ("/page/", "/docs/")
 REFUSALS = frozenset({401, 403})
+# No endpoint has answered, so nothing has looked at the credentials.
+_NO_ENDPOINT = frozenset({404, 405})
 _KINDS: dict[bytes, Kind] = {b"prefix": "prefix", b"key": "key"}
 _OF_KEYS = frozenset({b"keys_only=1", b"keys_only=true", b"count_only=1", b"count_only=true"})
 
@@ -56,12 +58,13 @@ class AuditLog:
         identity: Identity | None = request.scope.get(IDENTITY)
         raw = request.scope["query_string"]
         ranges = request.scope.get(PERMITTED) or ranges_in(raw)
-        # Without an identity, the credentials were not accepted, whatever the status is.
-        refused = status in REFUSALS or (identity is None and status >= 400)
+        # Without an identity an endpoint has not accepted the credentials, whatever the status is.
+        unknown = identity is None and status not in _NO_ENDPOINT
+        refused = status in REFUSALS or (unknown and status >= 400)
         decision: audit.Decision = "refused" if refused else "permitted" if status < 400 else "failed"
-        if identity is None or status == 401:  # 401 with an identity: the credentials have ended meanwhile
+        if unknown or status == 401:  # 401 with an identity: the credentials have ended meanwhile
             rule = "credentials"
-        elif refused or not ranges:
+        elif identity is None or refused or not ranges:
             rule = ""
         else:
             rule = self._access.rule(identity, tuple(ranges), keys_only=_of_keys(raw))

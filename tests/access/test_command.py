@@ -60,7 +60,8 @@ def test_a_token(capsys: pytest.CaptureFixture[str]) -> None:
         (["--as", "anonymous", "--prefix", "/audit/"], 1, "denied"),
         (["--as", "anonymous", "--prefix", "/audit/", "--keys-only"], 0, "the keys of prefix=/audit/"),
         (["--as", "static-token", "--prefix", "/svc/"], 0, "permitted"),
-        (["--as", "token:dash", "--prefix", "/svc/"], 1, "(roles: none)"),
+        (["--as", "token:dash", "--prefix", "/svc/"], 1, "(roles: none)\nnote: the policy binds no role; add"),
+        ([*ALICE, "--prefix", "/audit/", "--role", "reader"], 1, "note: the keys alone may be read"),
         (["--as", "anonymous"], 0, "read: prefix=/svc/\nkeys_only: prefix=/audit/"),
     ],
 )
@@ -79,6 +80,7 @@ def test_roles_of_a_token(policy: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["policy", "check", policy, *asked]) == 0
     assert "(roles: reader)" in capsys.readouterr().out
     assert main(["policy", "check", policy, *asked, "--as", "token:other"]) == 1
+    assert f"note: {tokens} gives no role to token:other" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

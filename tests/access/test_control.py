@@ -237,6 +237,8 @@ async def test_keys_without_values(tmp_path: Path) -> None:
     error = await refusal(world.control, BEARER, ranges=[audit])
 
     assert str(error) == "only the keys of prefix=/audit/ may be read by token:dash; ask for keys_only=1"
+    single = await refusal(world.control, BEARER, ranges=[KeyRange("key", b"/audit/x")])
+    assert str(single).endswith("; ask for keys_only=1, at /v1/kv with prefix= or several keys")
 
 
 async def test_without_a_policy_the_fence_decides(tmp_path: Path) -> None:

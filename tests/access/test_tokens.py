@@ -64,9 +64,9 @@ GOOD = digest(b"x")
     [
         (f"sha256: {GOOD}", r"tokens\[0\].name: Field required"),
         ("name: a", r"tokens\[0\].sha256: Field required"),
-        ("name: a, sha256: test", r"tokens\[0\].sha256: String should match"),
-        (f"name: a, sha256: {GOOD}0", r"tokens\[0\].sha256: String should match"),
-        (f'name: a, sha256: "{GOOD}\\n"', r"tokens\[0\].sha256: String should match"),
+        ("name: a, sha256: test", r"tokens\[0\].sha256: must be 64 hex digits"),
+        (f"name: a, sha256: {GOOD}0", r"tokens\[0\].sha256: must be 64 hex digits"),
+        (f'name: a, sha256: "{GOOD}\\n"', r"tokens\[0\].sha256: must be 64 hex digits"),
         (f"name: a, sha256: {digest(b'')}", "hash of an empty text"),
         (f"name: '', sha256: {GOOD}", r"tokens\[0\].name"),
         (f"name: 'a b', sha256: {GOOD}", r"tokens\[0\].name"),

@@ -89,6 +89,8 @@ async def test_a_head_of_a_stream_has_a_line(guarded: Gateway, lines: pytest.Log
         ("/v1/watch?prefix=/b", TOKEN, ("refused", "token:dash", "prefix=/b", "", 403)),
         ("/v1/watch?prefix=/svc/", "wrong", ("refused", "unknown", "prefix=/svc/", "credentials", 401)),
         ("/v1/kv?prefix=/svc/&access_token=s3cret", None, ("refused", "unknown", "prefix=/svc/", "credentials", 401)),
+        ("/v1/keys?prefix=/svc/", TOKEN, ("failed", "unknown", "prefix=/svc/", "", 404)),
+        ("/v1/session", TOKEN, ("failed", "unknown", "", "", 404)),
         ("/v1/access", TOKEN, ("permitted", "token:dash", "", "", 200)),
         ("/metrics", TOKEN, ("refused", "token:dash", "", "", 403)),
     ],
