@@ -151,8 +151,8 @@ class WatchedFiles(Generic[T]):
             value = await asyncio.to_thread(self._made, data)
         except FileError as error:
             return self._unusable(error)
-        # A look may have seen a newer content while this one was parsed.
-        return self._adopt(data, value) if data == self._seen else "unchanged"
+        # While this content was parsed, another look may have seen a newer content, or used this one.
+        return self._adopt(data, value) if data == self._seen and data != self._data else "unchanged"
 
     def _read(self) -> tuple[bytes, ...]:
         return tuple(self._content(setting, path) for setting, path in self._files.items())

@@ -172,6 +172,16 @@ async def test_a_newer_content_wins(path: Path) -> None:
     assert file.value == "three"
 
 
+async def test_two_looks_at_one_change(path: Path) -> None:
+    """A signal comes while the change is parsed: nobody is told twice, because all streams are checked each time."""
+    file, changes = watched(path), []
+    file.on_change(lambda: changes.append(file.value))
+    write(path, "two")
+
+    assert sorted(await asyncio.gather(file.look(), file.look())) == ["changed", "unchanged"]
+    assert changes == ["two"]
+
+
 async def test_a_signal_tries_again(path: Path) -> None:
     """What could not be used may be usable later with the same content: a certificate becomes valid."""
     file = watched(path)
