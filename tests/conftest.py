@@ -23,13 +23,13 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.forkserver import keep_time
 from tests.support.gateway import GatewayProcess, gateway
-from tests.support.schedule import Schedule, turn
+from tests.support.schedule import turn
 from tests.support.size import size
 from tests.support.spawning import starts_a_process
 from tests.support.versions import is_spare
 from tests.support.waiting import HANG
 
-pytest_plugins = ["tests.support.measured"]
+pytest_plugins = ["tests.support.measured", "tests.support.workers"]
 
 # A shell's background job ignores Ctrl-C, and so would all its children: `make test &` must test the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -102,12 +102,6 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
-    """The scheduler that shares the tests among the workers."""
-    return Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,12 +1,13 @@
 """A plugin of pytest that prints how much CPU each test file and each test takes, with all processes that they start.
 
 Usage: ``python -m pytest -p tools.cpu [pytest arguments]``, or ``make test ARGS='-p tools.cpu'``; as root on Linux.
-Each worker of pytest-xdist is a control group with all that it starts: the kernel adds up their CPU, also that of a
-process whose parent has ended. What a shared fixture takes counts for the test that starts or ends it.
+Each worker (tests/support/workers.py) is a control group with all that it starts: the kernel adds up their CPU, also
+that of a process whose parent has ended. What a shared fixture takes counts for the test that starts or ends it.
 """
 
 from __future__ import annotations
 
+import atexit
 import collections
 import os
 from collections.abc import Iterator
@@ -25,11 +26,12 @@ class Group:
     """A control group with this process and all that it starts from now on."""
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         roots = (Path(os.environ[PARENT]),) if PARENT in os.environ else ROOTS
         self._root = next(root for root in roots if (root / "cgroup.procs").exists())
-        self._folder = self._root / f"tests-{os.getpid()}"
+        self._folder = self._root / f"tests-{self.pid}"
         self._folder.mkdir()
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+        (self._folder / "cgroup.procs").write_text(str(self.pid))
         os.environ.setdefault(PARENT, str(self._folder))  # the workers' groups are inside this one
 
     def seconds(self) -> float:
@@ -51,15 +53,23 @@ GROUP = pytest.StashKey[Group]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count from here: a worker's start and its collection are in the sum, too."""
+    """Count from here: the collection and the workers' start are in the sum, too."""
     config.stash[GROUP] = group = Group()
     config.add_cleanup(group.leave)
+
+
+def group_of(config: pytest.Config) -> Group:
+    """This process's group; a worker makes its own at its first test."""
+    if config.stash[GROUP].pid != os.getpid():
+        config.stash[GROUP] = group = Group()
+        atexit.register(group.leave)
+    return config.stash[GROUP]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Note what the group has taken before the test."""
-    item.user_properties.append((LABEL, item.config.stash[GROUP].seconds()))
+    item.user_properties.append((LABEL, group_of(item.config).seconds()))
     return (yield)
 
 
@@ -68,7 +78,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Let the report say what the test has taken so far. It carries that from the worker to the terminal."""
     report: pytest.TestReport = yield  # type: ignore[assignment]  # pytest sends the report
     before = next(value for name, value in item.user_properties if name == LABEL)
-    report.user_properties = [(LABEL, item.config.stash[GROUP].seconds() - float(str(before)))]
+    report.user_properties = [(LABEL, group_of(item.config).seconds() - float(str(before)))]
     return report  # type: ignore[return-value]
 
 

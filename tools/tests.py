@@ -113,17 +113,6 @@ def types() -> Iterator[Callable[[], int]]:
             mypy.terminate()  # make ends mypy as well
 
 
-def collect() -> int:
-    """Collect all tests once: one process, instead of each worker, then compiles the test files for this checkout, and
-    measures what runs when a module is imported (tests/support/measured.py).
-    """
-    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--collect-only", "-q"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  # this interpreter
-    if done.returncode:
-        sys.stdout.write(done.stdout + done.stderr)
-    return done.returncode
-
-
 # The loop ends when this process ends, however that happens.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10_000))"
 
@@ -161,13 +150,10 @@ def main(arguments: list[str]) -> int:
     folders, not_run = other_etcds()
     whole = not arguments
     with types() as checked_types:
-        status = 0
         if whole:
             coverage("erase")  # remove the data of an interrupted run
-            status = collect()
-        if not status:
-            with busy(int(os.environ.get("BUSY") or 0)):
-                status = run(arguments, report, folders, measured=whole)
+        with busy(int(os.environ.get("BUSY") or 0)):
+            status = run(arguments, report, folders, measured=whole)
         if whole and not status:
             status = below_a_floor()
         status = checked_types() or status

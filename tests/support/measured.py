@@ -9,8 +9,8 @@ lines.
 A process that starts without the fork server is measured for the commands of ``dev`` alone, which start no other way:
 coverage.py takes 0.35 s more of CPU in each, most of it while the product is imported.
 
-What runs when a module is imported is measured once, in the process with which ``tools/tests.py`` collects the tests.
-Measured in each worker of pytest-xdist, it took 2 s of CPU more in each.
+What runs when a module is imported is measured in the process that collects the tests, of which the workers are forks
+(tests/support/workers.py).
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ def stop() -> None:
         OF_FORKS.clear()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Measure no imports in a worker, and nothing in the process that only gives the workers their tests."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        stop()
-    elif TRACER is not None and getattr(config.option, "numprocesses", None):
-        TRACER.stop()  # its workers are measured, so the variable stays
+def save() -> None:
+    """Save what a worker has measured, at its end."""
+    if TRACER is not None:
+        TRACER.save()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported from here on, a test imports."""
+    stop()
 
 
 @pytest.hookimpl(wrapper=True)

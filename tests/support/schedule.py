@@ -1,18 +1,14 @@
-"""Which tests run together on one worker, and which tests start first.
-
-pytest-xdist's own ``--dist=loadgroup`` does the first, by a mark, but has no order. With pytest 9.2 it silently groups
-nothing: it writes the group to an attribute that pytest no longer reads (pytest-xdist issue 1386). Then four workers
-each waited for the image.
-"""
+"""Which tests run together on one worker (tests/support/workers.py), and which tests start first."""
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from xdist.scheduler import LoadScopeScheduling
+import pytest
 
-TOP = Path(__file__).parents[2]
 # A file with these words has fixtures, or an event loop, that all its tests share: a browser, an etcd, an installed
 # wheel. One worker runs the file, one test after the other. Otherwise each worker would start them anew.
 SHARED = 'scope="module"'
@@ -25,6 +21,8 @@ TOGETHER = (
     "tests/test_layering.py",  # keeps what they import
     "tests/deploy/test_chart",  # keeps what Helm has rendered, and imports models that take 3 s of CPU
 )
+# Tests of a file that start no process, and that a worker runs together: pytest sets a file up again for each unit.
+MOST = 20
 # The longest tests first, so that no worker is alone with one of them at the end of a run. In order of their measured
 # seconds.
 FIRST = (
@@ -60,21 +58,25 @@ def turn(nodeid: str) -> int:
 
 
 @functools.cache
-def shares(path: str) -> bool:
+def shares(path: Path) -> bool:
     """Whether the tests of a file share what they start."""
-    return SHARED in (TOP / path).read_text(encoding="utf-8")
+    return SHARED in path.read_text(encoding="utf-8")
 
 
-class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
-    """Gives each free worker the next test, or the next group, in the order of collection."""
+def units(items: Sequence[pytest.Item]) -> list[list[int]]:
+    """The tests that one worker runs, one after the other, as places in *items*; in the order of *items*."""
+    found: dict[str, list[int]] = {}
+    small: Counter[Path] = Counter()
+    for place, item in enumerate(items):
+        unit = _group_of(item)
+        if unit is None and item.get_closest_marker("process") is None:
+            small[item.path] += 1
+            unit = f"{item.path} {small[item.path] // MOST}"
+        found.setdefault(unit or item.nodeid, []).append(place)
+    return list(found.values())
 
-    def schedule(self) -> None:
-        """Called by pytest-xdist."""
-        self.config.option.loadscopereorder = False  # otherwise the group with the most tests would come first
-        super().schedule()
 
-    def _split_scope(self, nodeid: str) -> str:
-        if "[python" in nodeid:  # a reference client that needs no browser
-            return nodeid
-        path, _, _ = nodeid.partition("::")
-        return path if shares(path) else next((prefix for prefix in TOGETHER if nodeid.startswith(prefix)), nodeid)
+def _group_of(item: pytest.Item) -> str | None:
+    if "[python" in item.nodeid:  # a reference client that needs no browser
+        return item.nodeid
+    return str(item.path) if shares(item.path) else next(filter(item.nodeid.startswith, TOGETHER), None)
