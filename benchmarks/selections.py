@@ -90,7 +90,7 @@ async def merge(query: str, events: int, *, busy: bool = False) -> Figures:
         etcd = await stack.enter_async_context(EmbeddedEtcd(folder=TRUSTED))
         peer = await stack.enter_async_context(gateway_at(etcd))
         # A merge is refused until the gateway knows etcd's version.
-        await eventually(partial(_ready, peer.port))
+        await eventually(partial(is_ready, peer.port))
         if busy:
             command = (sys.executable, "-m", "benchmarks.writer", etcd.endpoint, str(1 << 40), "/other")
             writer = await asyncio.create_subprocess_exec(*command)
@@ -111,6 +111,7 @@ async def merge(query: str, events: int, *, busy: bool = False) -> Figures:
     return {"put to the subscriber (ms)": 1e3 * statistics.median(waits), "writes a second": written}
 
 
-async def _ready(port: int) -> bool:
+async def is_ready(port: int) -> bool:
+    """Whether the gateway at *port* is ready."""
     async with httpx.AsyncClient() as client:
         return (await client.get(f"http://127.0.0.1:{port}/readyz")).is_success
