@@ -33,6 +33,7 @@ from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
 from .tls import TlsStatistics, UpstreamTls, make_tls
 from .watch.limits import Limits
+from .watch.merges_below import MergesBelow
 from .watch.registry import Registry
 from .watch.statistics import RegistryStatistics
 
@@ -182,6 +183,7 @@ class Gateway:
             draw=draw,
         )
         self.upstream.on_restored(self.registry.restored)
+        self.merges_below = MergesBelow(self.registry, self.upstream)
         self.streams = Streams(
             self.registry,
             self.upstream,
@@ -350,6 +352,7 @@ class Gateway:
     def drain(self) -> float:
         """Refuse new streams and ask the streams to end one after the other. Return the seconds until all are asked."""
         self.streams.drain()
+        self.merges_below.stop()
         return self.registry.drain()
 
     def end_streams_now(self) -> None:

@@ -145,7 +145,8 @@ class Watch(Protocol):
     def hasten(self, wanted: bool) -> None:
         """Set whether to request progress as fast as the stream allows, because a merge waits for it.
 
-        That is at most 200 times a second, and one request at a time. Without effect where progress is not trusted.
+        That is at most 200 times a second, and one request at a time. Without effect where progress is not trusted. A
+        gateway sends progress by itself (``Etcd.tell_merged``), and is requested to only when none comes.
         """
 
     def proven_at(self, reached: int) -> float | None:
@@ -250,6 +251,13 @@ class Etcd(Protocol):
 
     def watch(self, watched: KeyRange, start: int, callback: WatchCallback, *, stream_kind: StreamKind) -> Watch:
         """Open a watch. The watch waits while there is no connection, or no stream with room for it."""
+
+    def tell_merged(self, watched: Ranges) -> None:
+        """Let another gateway send the progress of these ranges as soon as a merge of them needs it.
+
+        Called each time that a merge begins to wait, so mostly without effect. At etcd, the watches request it
+        (``Watch.hasten``).
+        """
 
     async def snapshot(
         self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False

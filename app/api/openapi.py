@@ -277,7 +277,8 @@ PROGRESS = _operation(
     "operations",
     "How far this gateway is, for gateways that follow it",
     "With ranges, `revision` is linearizable, or `min_revision`. The gateway proves, if it can, that it has reached it "
-    "in these ranges, and sends a bookmark on the caller's streams of exactly these ranges.",
+    "in these ranges, and sends a bookmark on the caller's streams of exactly these ranges, and of each of them. With "
+    "several ranges, the caller also says that it merges them: for 30 s, further bookmarks come by themselves.",
     _PREFIX | {"example": []},
     _KEY,
     _parameter("min_revision", "The revision to reach, instead of a linearizable one.", _REVISION),

@@ -1,12 +1,16 @@
 """``GET /v1/progress``: for gateways that follow this one. Without ranges: what it follows, and its state.
 
 With ranges, ``revision`` is a linearizable revision, or ``min_revision``. The gateway proves, if it can, that it has
-reached this revision in these ranges. Then it sends a bookmark on the caller's streams of exactly these ranges. Without
-that, a reader of the gateway below that is ahead of a quiet range would wait for a heartbeat.
+reached this revision in these ranges. Then it sends a bookmark on the caller's streams of exactly these ranges, and of
+each of them. Without that, a reader of the gateway below that is ahead of a quiet range would wait for a heartbeat.
+
+With several ranges, the caller also says that it merges them. For a while, its streams of each range get bookmarks by
+themselves (``app.watch.merges_below``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from starlette.requests import Request
@@ -58,20 +62,32 @@ class ProgressEndpoint:
         if query.ranges:
             ranges = parse_ranges(query)
             gateway.access.authorize(identity, ranges, keys_only=True)
+            host = _host(address_of(request))
+            if len(ranges) > 1:
+                self._note_merge(ranges, host)
             revision = min_revision or await gateway.upstream.revision(ranges[0])
-            waits = (ranges, _host(address_of(request)))
-            await self._reach_once(*waits, revision)
-            self._send_bookmarks(*waits)
+            await self._tell(ranges, host, revision)
             if gateway.hub is not None:
-                gateway.hub.tell_bookmarks_due(ranges, waits[1], revision)
+                gateway.hub.tell_bookmarks_due(ranges, host, revision)
             body["revision"] = revision
         return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
 
     async def tell_edge(self, ranges: Ranges, host: str, revision: int) -> None:
         """Do what an edge at *host* has asked another worker for."""
+        if len(ranges) > 1:
+            self._note_merge(ranges, host)
         with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
-            await self._reach_once(ranges, host, revision)
-            self._send_bookmarks(ranges, host)
+            await self._tell(ranges, host, revision)
+
+    def _note_merge(self, ranges: Ranges, host: str) -> None:
+        streams = [stream for one in ranges for stream in self._streams((one,), host)[:MOST_TOLD]]
+        self._gateway.merges_below.note(ranges, streams)
+
+    async def _tell(self, ranges: Ranges, host: str, revision: int) -> None:
+        told = dict.fromkeys([ranges, *((one,) for one in ranges)])
+        await asyncio.gather(*(self._reach_once(one, host, revision) for one in told))
+        for one in told:
+            self._send_bookmarks(one, host)
 
     async def _reach_once(self, ranges: Ranges, host: str, revision: int) -> None:
         waits = (ranges, host)

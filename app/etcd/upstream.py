@@ -21,6 +21,7 @@ from ..core.ended_histories import EndedHistories
 from ..core.feed_messages import Refused, StreamKind, WatchCallback
 from ..core.keys import KeyRange
 from ..core.linearizable_reads import LinearizableReads
+from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..core.versions import known_to_diverge, known_to_lose_events
 from ..core.witnessed_history import WitnessedHistory
@@ -214,6 +215,9 @@ class Upstream:
         watch = self._watches.open(watched, start, callback, stream_kind=stream_kind)
         self._quorum.watching()
         return watch
+
+    def tell_merged(self, watched: Ranges) -> None:
+        """See ``app.ports.Etcd``."""
 
     async def snapshot(
         self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False

@@ -251,10 +251,12 @@ class Delivery:
         self.wake()
         self._set_timer(now)
 
-    def on_bookmark_due(self) -> None:
-        """See ``SubscriberOwner``."""
+    def on_bookmark_due(self) -> bool:
+        """See ``SubscriberOwner``. If something is lacking, a bookmark may come before it, and not after it."""
         self._at_rest, self._heartbeat_due = False, True
+        lacks = self._rest is not None or not self._reader.synced or self._reader.lacks_since is not None
         self.wake()
+        return not (lacks or self._heartbeat_due)
 
     def _begin_close(self, reason: CloseReason, now: float) -> None:
         subscriber = self._subscriber
@@ -506,12 +508,9 @@ class Delivery:
         if self._resolver is None:
             if self._reader.wants is Wants.NOTHING:
                 return False
+            timeout = self._streams.settings.sync_timeout
             self._resolver = CursorResolver(
-                self._channel,
-                self._reader,
-                sync_timeout=self._streams.settings.sync_timeout,
-                wake=self.wake,
-                failed=self._fail,
+                self._channel, self._reader, sync_timeout=timeout, wake=self.wake, failed=self._fail
             )
         return self._resolver.advance()
 

@@ -28,10 +28,10 @@ from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.gateway_watch import item
 from ..core.keys import KeyRange
 from ..core.known_history import KnownHistory
-from ..core.selection import Selection
+from ..core.selection import Ranges, Selection
 from ..core.snapshot import Snapshot
 from ..core.witnessed_history import HEADER, WitnessedHistory
-from ..ports import Clock, Condition, Draw, UpstreamStatistics
+from ..ports import Clock, Condition, Draw, UpstreamStatistics, spawn
 from ..shared_reads import SharedReads
 from .client import Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
 from .watch import UpstreamWatch
@@ -57,6 +57,11 @@ MOST_LARGE_STATES = 1
 ITEM_COST = 3
 # The number of ranges whose revision is remembered.
 MOST_REMEMBERED = 10_000
+# Seconds after which the upstream is told again of a merge that waits. It remembers a merge for three times as long
+# (app.watch.merges_below).
+TELL_AGAIN = 10.0
+# Merges that are told in this time at most. Clients choose the names of their ranges: a merge may have 48 KiB of them.
+MOST_MERGES = 1000
 # Lets the upstream answer with a state that it has.
 FROM_MEMORY = "&consistency=feed"
 # What clients may see.
@@ -98,6 +103,8 @@ class GatewayUpstream:
         self.highest_revision = 0
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
+        self._told: dict[Ranges, float] = {}  # merges, and when the upstream was told
+        self._telling: set[asyncio.Task[None]] = set()
         self.progress_trusted = self._member_known = False
         self.watch_version = ""  # of the etcd above all gateways, as far as it is known: see ``app.ports.Etcd``
         self._first_pages = asyncio.Semaphore(MOST_FIRST_PAGES)
@@ -279,6 +286,33 @@ class GatewayUpstream:
         except GatewayError as error:
             logger.debug("no progress", extra={"range": str(watched), "reason": str(error)})
 
+    def tell_merged(self, watched: Ranges) -> None:
+        """See ``app.ports.Etcd``."""
+        now, told = self.clock(), self._told
+        while told and now - told[oldest := next(iter(told))] >= TELL_AGAIN:
+            del told[oldest]
+        if len(watched) < 2 or watched in told or len(told) >= MOST_MERGES:
+            return
+        told[watched] = now
+        task = spawn(self._tell_merged(watched), name="upstream merge", died=lambda _error: None)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_merged(self, watched: Ranges) -> None:
+        """Tell those upstreams of a merge that have streams of its ranges."""
+        query = "&".join(map(str, watched)) + f"&min_revision={self.highest_revision}"
+        try:
+            for url in {one.url for one in self._watches if one.url and one.range in watched}:
+                await self._progress(query, url)
+        except GatewayError as error:
+            self._told.pop(watched, None)
+            logger.debug("a merge was not told", extra={"reason": str(error)})
+
+    def forget_told(self, watched: KeyRange) -> None:
+        """A stream has opened: its upstream does not know yet which merges the range is in."""
+        for merge in [merge for merge in self._told if watched in merge]:
+            del self._told[merge]
+
     async def _progress(self, query: str, url: str = "") -> int:
         found = await self._json("/v1/progress", query, url)
         try:
@@ -356,6 +390,8 @@ class GatewayUpstream:
         """Cancel the watches and reads. ``run`` closes the connections: it uses them to its end."""
         for watch in list(self._watches):
             watch.cancel()
+        for task in self._telling:
+            task.cancel()
         await self._shared.aclose()
 
     async def _look(self) -> str:

@@ -26,10 +26,8 @@ HEAD_TIMEOUT = 10.0
 GRACE = 2.0
 # Seconds, at least, that an upstream has been stale when it says so: a feed looks once a second.
 STALE_FOR = 1.0
-# Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it.
-ASK_EVERY = 0.25
-# The same, while a merge waits for it, and at least.
-HASTE = 0.05
+# Seconds between two requests for the upstream's proof, while a reader or a cursor waits for it, and at least.
+ASK_EVERY, SHORTEST = 0.25, 0.05
 
 
 class WatchUpstream(Protocol):
@@ -64,6 +62,9 @@ class WatchUpstream(Protocol):
     def forget_revisions(self) -> None:
         """The cluster has another history: its revisions may be lower."""
 
+    def forget_told(self, watched: KeyRange) -> None:
+        """A stream has opened: its upstream does not know yet which merges the range is in."""
+
     async def ask_progress(self, watched: KeyRange, url: str, revision: int) -> None:
         """Ask the upstream of a stream to prove that a range is complete up to *revision*, and to say so there."""
 
@@ -85,7 +86,7 @@ class UpstreamWatch:
         ended: Callable[[UpstreamWatch], None],
     ) -> None:
         self._upstream = upstream
-        self._range = watched
+        self.range = watched
         # No event has revision 1, with which etcd begins; and a cursor of revision 0 would mean "I hold nothing".
         self._start = 2 if start == 1 else start
         self._callback: WatchCallback | None = callback
@@ -104,7 +105,7 @@ class UpstreamWatch:
 
     def begin(self) -> None:
         """Open the stream as soon as an upstream is in reach."""
-        self._task = spawn(self._run(), name=f"upstream {self._range}", died=self._failed)
+        self._task = spawn(self._run(), name=f"upstream {self.range}", died=self._failed)
 
     def cancel(self) -> None:
         """See ``app.ports.Watch``."""
@@ -121,6 +122,11 @@ class UpstreamWatch:
         """The revision up to which the stream is complete; 0 while there is none."""
         return self._core.revision if self._core is not None else 0
 
+    @property
+    def url(self) -> str:
+        """The upstream of the stream; empty while there is no stream."""
+        return self._url if self._core is not None else ""
+
     def leave(self, url: str) -> None:
         """Lose the stream, so that the next one is at *url*. Without effect on a stream that is there."""
         if self._core is not None and self._url != url and self._task is not None:
@@ -129,13 +135,15 @@ class UpstreamWatch:
 
     def await_proof(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
-        begins, self._wanted = wanted and not self._wanted, wanted
-        self._ask(begins)
+        if wanted and not self._wanted:
+            self._newly_wanted.set()
+        self._wanted = wanted
+        self._ask()
 
     def hasten(self, wanted: bool) -> None:
         """See ``app.ports.Watch``."""
-        begins, self._hastened = wanted and not self._hastened, wanted
-        self._ask(begins)
+        self._hastened = wanted
+        self._ask()
 
     def proven_at(self, reached: int) -> float | None:
         """See ``app.ports.Watch``. The upstream is believed while it says "live", and is not silent too long."""
@@ -153,8 +161,8 @@ class UpstreamWatch:
     async def _run(self) -> None:
         upstream = self._upstream
         await upstream.reachable()
-        epoch = upstream.epoch_of(self._range)
-        query = f"{self._range}&snapshot=0&format=ndjson"
+        epoch = upstream.epoch_of(self.range)
+        query = f"{self.range}&snapshot=0&format=ndjson"
         if self._start:
             query += f"&last_event_id={epoch}-{self._start - 1}"
         url, self._token, asked_at = upstream.client.url, upstream.client.token(), upstream.clock()
@@ -183,6 +191,7 @@ class UpstreamWatch:
         if not response.headers.get("Content-Type", "").startswith(NDJSON):
             raise ForeignAnswerError(f"the answer is {response.headers.get('Content-Type')!r} and not a stream")
         self._core, self._heard_at = core, upstream.clock()
+        upstream.forget_told(self.range)
         chunks = response.aiter_raw()
         try:
             for given in core.accepted(int(response.headers.get("X-Etcd-Revision", "0"))):
@@ -196,7 +205,7 @@ class UpstreamWatch:
                 for given in core.receive(chunk):
                     if core.ended_revision:
                         upstream.note_ended(core.ended_revision)  # before a client can resume in what follows
-                    upstream.note_reached(self._range, core.revision)
+                    upstream.note_reached(self.range, core.revision)
                     self._note_state(core)
                     self._give(self._unless_replaced(given))
                 self._note_state(core)
@@ -240,36 +249,34 @@ class UpstreamWatch:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, begins: bool) -> None:
-        if begins:
-            self._newly_wanted.set()
+    def _ask(self) -> None:
         if (self._wanted or self._hastened) and self._asking is None and self._callback is not None:
-            self._asking = spawn(self._ask_often(), name=f"upstream progress {self._range}", died=lambda _error: None)
+            self._asking = spawn(self._ask_often(), name=f"upstream progress {self.range}", died=lambda _error: None)
 
     async def _ask_often(self) -> None:
         """Let the upstream prove its tip, and say so on the stream, for as long as somebody waits for it.
 
-        Who begins to wait while this task rests is not kept waiting: a merge under constant writes begins anew for each
-        revision, and would otherwise have each of them ``ASK_EVERY`` late.
+        A reader waits for something above the tip, whatever it is: that is found out without a linearizable read, of
+        which a gateway makes one a second. A reader that begins to wait while this task rests is not kept waiting.
+
+        A merge needs all that has come in other ranges, and the upstream says that by itself: it was told of the merge.
+        It is asked only if nothing came: it may have lost what it was told, or be of an older version.
         """
         try:
             while self._wanted or self._hastened:
                 self._newly_wanted.clear()
-                if self._core is not None:
-                    await self._upstream.ask_progress(self._range, self._url, self._needed)
-                await asyncio.sleep(HASTE)
-                if self._wanted and not self._hastened:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(ASK_EVERY - HASTE):
-                            await self._newly_wanted.wait()
+                before = self.revision
+                if self._wanted:
+                    await self._ask_for(before + 1)
+                await asyncio.sleep(SHORTEST)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_EVERY - SHORTEST):
+                        await self._newly_wanted.wait()
+                if self._hastened and self.revision == before:
+                    await self._ask_for(self._upstream.highest_revision)
         finally:
             self._asking = None
 
-    @property
-    def _needed(self) -> int:
-        """The revision that the upstream has to prove.
-
-        A merge needs all that has come in other ranges. A reader waits for something above the tip, whatever it is:
-        that is found out without a linearizable read, of which a gateway makes one a second.
-        """
-        return self._upstream.highest_revision if self._hastened else self.revision + 1
+    async def _ask_for(self, revision: int) -> None:
+        if self._core is not None:
+            await self._upstream.ask_progress(self.range, self._url, revision)

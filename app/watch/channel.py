@@ -65,6 +65,12 @@ class Channel(Protocol):
     def ignore_tip(self, listener: Listener) -> None:
         """Stop waking *listener* for ``await_tip``."""
 
+    def follow_tip(self, listener: Listener) -> None:
+        """Wake *listener* when the tip has moved, until ``leave_tip``. Nobody is asked for progress for that."""
+
+    def leave_tip(self, listener: Listener) -> None:
+        """Stop waking *listener* for ``follow_tip``. Idempotent."""
+
     async def linearizable_revision(self) -> int:
         """Return a linearizable revision from a read that began after this call. All waiting readers share the read."""
 

@@ -100,7 +100,8 @@ class Feed:
         self.core = FeedCore(limits.log, etcd.reach(limits.reach_back), resets_told=etcd.is_gateway, ended=etcd.ended)
         self.history = self.core.history
         self.older = self.core.backfill
-        self.notifier, self.tip_notifier = Notifier(), Notifier()
+        # All readers; those who ask for progress until the tip moves; those who follow the tip as it moves.
+        self.notifier, self.tip_notifier, self.tip_followers = Notifier(), Notifier(), Notifier()
         # The channels that are made from this feed: projections and merges.
         self.channels: dict[Channel, None] = {}
         self.started = time.time()
@@ -191,7 +192,7 @@ class Feed:
             self._changed_for_all()
         elif before is core.state is State.LIVE and isinstance(given, Progress):
             # Nothing has changed but the tip. To wake 5,000 readers that have nothing to read takes 13 ms.
-            self.tip_notifier.notify()
+            self._tip_moved()
         else:
             self._changed()
 
@@ -206,7 +207,11 @@ class Feed:
         self._owner.published(self.history.events - self._published)
         self._published = self.history.events
         self.notifier.notify()
+        self._tip_moved()
+
+    def _tip_moved(self) -> None:
         self.tip_notifier.notify()
+        self.tip_followers.notify()
 
     def _has_room(self) -> bool:
         self._account()
@@ -433,6 +438,14 @@ class Feed:
         """See ``app.watch.channel.Channel``."""
         self.tip_notifier.discard(listener)
         self._ask_for_proof()
+
+    def follow_tip(self, listener: Listener) -> None:
+        """See ``app.watch.channel.Channel``."""
+        self.tip_followers.add(listener)
+
+    def leave_tip(self, listener: Listener) -> None:
+        """See ``app.watch.channel.Channel``."""
+        self.tip_followers.discard(listener)
 
     def _ask_for_proof(self) -> None:
         if self._watch is not None:

@@ -16,6 +16,7 @@ from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
 from .feed import Feed
+from .haste import Haste
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
@@ -64,7 +65,7 @@ class SelectedChannel:
         self.watched: Ranges = tuple(feed.range for feed, _ in sources)
         self.notifier = Notifier()
         self.history = SelectedHistory(
-            [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed, self._haste
+            [(feed.history, feed.older, part) for feed, part in sources], limits.log, self._changed, self._hasten
         )
         self._etcd = etcd
         self._memory = memory
@@ -75,7 +76,7 @@ class SelectedChannel:
         self._fresh = FreshSnapshots(
             StateReader(ranges, etcd, memory, scheduler, self), self.history, keep=limits.sync_timeout, clock=clock
         )
-        self._hastened: set[Feed] = set()
+        self._haste = Haste()
         self._accounting = False
         # Clients choose the ranges: one request may have 48 KiB of names.
         self._fixed = OVERHEAD + sum(len(one.name) + RANGE_OVERHEAD for one in ranges)
@@ -149,15 +150,14 @@ class SelectedChannel:
             self._accounting = True
             asyncio.get_running_loop().call_soon(self._settle)
 
-    def _haste(self) -> None:
-        """Ask for the progress of the feeds that others wait for, as fast as etcd's streams allow, and of no other."""
+    def _hasten(self) -> None:
+        """Let the feeds that others wait for have progress soon, and no other."""
         awaited = self.history.awaited
-        wanted = {feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True) if part in awaited}
-        for feed in wanted - self._hastened:
-            feed.hasten(1)
-        for feed in self._hastened - wanted:
-            feed.hasten(-1)
-        self._hastened = wanted
+        self._haste.want(
+            feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True) if part in awaited
+        )
+        if awaited:
+            self._etcd.tell_merged(self.watched)
 
     @property
     def stale_ranges(self) -> Ranges:
@@ -200,6 +200,16 @@ class SelectedChannel:
         """See ``Channel``."""
         for feed, _ in self.sources:
             feed.ignore_tip(listener)
+
+    def follow_tip(self, listener: Listener) -> None:
+        """See ``Channel``."""
+        for feed, _ in self.sources:
+            feed.follow_tip(listener)
+
+    def leave_tip(self, listener: Listener) -> None:
+        """See ``Channel``."""
+        for feed, _ in self.sources:
+            feed.leave_tip(listener)
 
     async def linearizable_revision(self) -> int:
         """See ``Channel``."""

@@ -25,8 +25,8 @@ class SubscriberOwner(Protocol):
     def on_expiry(self) -> None:
         """Take notice that ``permit`` has another expiry than before."""
 
-    def on_bookmark_due(self) -> None:
-        """Say at once how far the stream is."""
+    def on_bookmark_due(self) -> bool:
+        """Say at once how far the stream is. Return whether that is as far as the channel is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,10 +85,9 @@ class Subscriber:
             if self.owner is not None:
                 self.owner.on_close()
 
-    def send_bookmark(self) -> None:
-        """Let the subscriber's stream send a bookmark now."""
-        if self.owner is not None:
-            self.owner.on_bookmark_due()
+    def send_bookmark(self) -> bool:
+        """Let the subscriber's stream send a bookmark now. Return whether the bookmark is at the channel's tip."""
+        return self.owner is not None and self.owner.on_bookmark_due()
 
     def renew(self, permit: Permit) -> None:
         """Replace the permit."""

@@ -26,8 +26,9 @@ class Waiter:
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``. The end of a wait comes before the credentials are looked at again."""
 
-    def on_bookmark_due(self) -> None:
+    def on_bookmark_due(self) -> bool:
         """See ``SubscriberOwner``. A read says nothing before its end."""
+        return False
 
     async def until(self, done: Callable[[], bool], seconds: float, *, ahead: bool = False) -> bool:
         """Wait until *done*, or until the subscriber must close, at most *seconds*. Return whether *done*.

@@ -37,8 +37,9 @@ class Admitted:
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``. The worker checks the permit."""
 
-    def on_bookmark_due(self) -> None:
+    def on_bookmark_due(self) -> bool:
         """See ``SubscriberOwner``. The hub tells the worker when bookmarks are due."""
+        return False
 
 
 class Admissions(AlwaysTrue):

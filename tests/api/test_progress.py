@@ -78,6 +78,39 @@ async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -
         await one.leave()
 
 
+async def test_a_merge_gets_bookmarks_without_asking_again(gateway: Gateway, fake: FakeEtcd) -> None:
+    """The caller has said which ranges it merges: an event of one makes the gateway prove the others."""
+    merged, quiet = b"prefix=/svc/&prefix=/quiet/", b"prefix=/quiet/"
+    ours = [Client(gateway, headers=FOLLOWS), Client(gateway, query=quiet, headers=FOLLOWS)]
+    elsewhere = Client(gateway, query=quiet, headers=FOLLOWS, client=("192.0.2.7", 5))
+    neighbour = Client(gateway, query=quiet)
+    for one in (*ours, elsewhere, neighbour):
+        await synced(one)
+    async with client(gateway) as http:
+        await http.get(f"/v1/progress?{merged.decode()}", headers={"X-Gateway-Tier": "1"})
+    for number in range(3):
+        revision = fake.put(b"/svc/a", b"%d" % number)
+        await ours[1].until(f'"bookmark","revision":{revision}')
+        await ours[0].until(f'"mod_revision":{revision}')
+    assert "bookmark" not in elsewhere.text + neighbour.text
+    for one in (*ours, elsewhere, neighbour):
+        await one.leave()
+
+
+async def test_a_worker_passes_a_merge_on(gateway: Gateway, fake: FakeEtcd) -> None:
+    """Another worker was told of the merge. The streams are here."""
+    app = create_app(gateway=gateway)
+    streams = [Client(gateway, query=query, headers=FOLLOWS) for query in (b"prefix=/quiet/", b"prefix=/svc/")]
+    for one in streams:
+        await synced(one)
+    (host,) = {one.address.rpartition(":")[0] for one in gateway.registry.subscribers()}
+    await app.state.tell_edge((KeyRange("prefix", b"/quiet/"), *SVC), host, fake.revision)
+    revision = fake.put(b"/svc/a", b"1")
+    await streams[0].until(f'"bookmark","revision":{revision}')
+    for one in streams:
+        await one.leave()
+
+
 async def test_a_revision_that_does_not_come_is_not_waited_for(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

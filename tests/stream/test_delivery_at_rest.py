@@ -154,6 +154,25 @@ async def test_a_client_that_has_become_late_is_told_before_what_it_lacks(
     await rested.leave()
 
 
+async def test_whether_a_bookmark_is_at_the_tip(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not if it comes before a change, nor if the kernel takes nothing: then it must be asked for again."""
+    rested = Rested(gateway, fake, monkeypatch)
+    await rested.begin()
+    told = [rested.subscriber.send_bookmark()]
+    await rested.change(b"1", unread=True)
+    told += [rested.subscriber.send_bookmark(), rested.subscriber.send_bookmark()]
+    rested.transport.full = True
+    await rested.change(b"2")
+    told.append(rested.subscriber.send_bookmark())
+    rested.transport.full = False
+    rested.transport.client.resume_writing()
+    told.append(rested.subscriber.send_bookmark())
+    assert told == [True, False, True, False, True]
+    await rested.leave()
+
+
 @pytest.mark.parametrize(
     ("happens", "events"),
     [

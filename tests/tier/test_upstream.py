@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
@@ -414,3 +415,77 @@ async def test_a_token_may_have_any_bytes(root: Scripted) -> None:
     async with upstream(root.url, token=lambda: "t\u00e9\udcff") as above:
         await condition(above, "ready")
     assert root.asked[0].headers["authorization"].encode("latin-1") == b"Bearer t\xc3\xa9\xff"
+
+
+async def test_the_upstream_is_told_of_a_merge(root: Scripted) -> None:
+    """Once in a while, however often the merge waits, and again when a stream of its ranges has begun anew."""
+    merged, other = (SVC, KeyRange("prefix", b"/zzz/")), (KeyRange("prefix", b"/b/"), KeyRange("prefix", b"/c/"))
+
+    def told() -> list[str]:
+        return [one.query for one in root.of("/v1/progress") if one.query]
+
+    async with upstream(root.url) as above:
+        await above.reachable()
+        heard: list[WatchInput] = []
+        watch = above.watch(SVC, 42, heard.append, stream_kind="live")
+        await root.stream()
+
+        async def begun() -> bool:
+            return watch.url == root.url
+
+        await eventually(begun)
+        above.highest_revision = 100
+        for _ in range(100):
+            above.tell_merged(merged)
+            above.tell_merged((SVC,))  # needs nothing
+            above.tell_merged(other)  # without a stream
+        query = "prefix=/svc/&prefix=/zzz/&min_revision=100"
+
+        async def times(count: int) -> bool:
+            return told() == [query] * count and not above._telling
+
+        await eventually(partial(times, 1))
+        above.forget_told(KeyRange("prefix", b"/none/"))
+        above.tell_merged(merged)
+        assert not above._telling
+        watch.cancel()
+        above.watch(SVC, 42, heard.append, stream_kind="live")
+        await root.stream()
+
+        async def forgotten() -> bool:
+            return merged not in above._told
+
+        await eventually(forgotten)
+        above.tell_merged(merged)
+        await eventually(partial(times, 2))
+
+
+async def test_a_merge_that_was_not_told_is_told_later(root: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure at once, otherwise after a while. Clients choose the names: few are kept."""
+    monkeypatch.setattr("app.tier.upstream.MOST_MERGES", 2)
+    merges = [(KeyRange("prefix", b"/%d/" % number), SVC) for number in range(3)]
+    async with upstream(root.url) as above:
+        await above.reachable()
+        above.watch(SVC, 42, lambda _given: None, stream_kind="live")
+        await root.stream()
+
+        async def open_() -> bool:
+            return any(one.url for one in above._watches)
+
+        await eventually(open_)
+        says(root, Answered(b"", 500))
+        above.tell_merged(merges[0])
+
+        async def failed() -> bool:
+            return not above._telling
+
+        await eventually(failed)
+        assert not above._told
+        says(root, Answered.of(position()))
+        for merge in merges:
+            above.tell_merged(merge)
+        assert list(above._told) == merges[:2]
+        now = above.clock()
+        above.clock = lambda: now + 10.1
+        above.tell_merged(merges[2])
+        assert list(above._told) == merges[2:]

@@ -103,6 +103,7 @@ async def test_feeds_are_hastened_while_a_merge_waits_for_them() -> None:
     feeds = sorted(world.registry.feeds, key=lambda feed: feed.range != SVC)
     feeds[0].history.publish(Batch(101, [KeyValue(b"/svc/b", b"", 101, 101, 1)]), 0.0)
     assert [feed._merges_waiting for feed in feeds] == [0, 1]
+    assert world.etcd.told == [canonical((SVC, OTHER))], "a gateway above sends the progress by itself then"
     feeds[1].history.advance(101, 0.0)
     assert [feed._merges_waiting for feed in feeds] == [0, 0]
     assert channel.history.log.tip == 101

@@ -75,9 +75,10 @@ class Owner:
         """See ``SubscriberOwner``."""
         self.told.append("expiry")
 
-    def on_bookmark_due(self) -> None:
+    def on_bookmark_due(self) -> bool:
         """See ``SubscriberOwner``."""
         self.told.append("beat")
+        return True
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from app.core.feed import State
 from app.core.feed_messages import Batches, Created, Progress, StreamKind, WatchCallback, WatchInput
 from app.core.keys import KeyRange
 from app.core.log import Bounds
-from app.core.selection import canonical
+from app.core.selection import Ranges, canonical
 from app.core.snapshot import Snapshot
 from app.ports import Condition, Hub
 from app.watch.feed import Feed
@@ -115,11 +115,16 @@ class StubEtcd:
         self.witnessed, self.can_be_followed = None, True
         self.open: set[StubWatch] = set()
         self.mute = False  # a watch says nothing by itself
+        self.told: list[Ranges] = []  # merges
         self.snapshots = 0  # how many snapshots were read
 
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``."""
         return most
+
+    def tell_merged(self, watched: Ranges) -> None:
+        """See ``app.ports.Etcd``."""
+        self.told.append(watched)
 
     @property
     def progress_trusted(self) -> bool:

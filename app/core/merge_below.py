@@ -1,0 +1,86 @@
+"""A merge that a gateway makes which follows this one: which ranges must be proven further for it.
+
+Must live here: which ranges the merge waits for. Must not: a view, a log, or readers, which the gateway below has
+(``selected_history``); asking etcd, and telling the gateway below (``app.watch.merges_below``).
+
+The gateway below holds a revision of one range back until all other ranges are proven up to there. This gateway has
+every event first, so it knows what the merge will wait for, and need not be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .events import Batch
+from .history import History
+from .selection import Ranges
+
+
+class Part:
+    """One range of the merge. Receives the feed's events in the range (``Follower``)."""
+
+    __slots__ = ("_owner", "history", "newest", "ranges")
+
+    def __init__(self, owner: MergeBelow, history: History, ranges: Ranges) -> None:
+        self._owner = owner
+        self.history = history
+        self.ranges = ranges
+        self.newest = history.log.tip  # the range's newest revision that all other ranges must reach
+
+    def publish(self, batch: Batch, now: float) -> None:
+        """See ``Follower``."""
+        del now
+        self.newest = batch.revision
+        self._owner.look()
+
+    def advance(self, now: float) -> None:
+        """See ``Follower``."""
+        del now
+        self._owner.look()
+
+    def forget(self) -> None:
+        """See ``Follower``. Nothing is held here."""
+
+    def restart(self) -> None:
+        """See ``Follower``. The revisions of the new generation may be lower: etcd may have been restored."""
+        self.newest = self.history.log.tip
+        self._owner.look()
+
+
+class MergeBelow:
+    """See the module.
+
+    Args:
+        sources: of each range: the history of its feed, and the range.
+        on_wait: called when ``awaited`` has changed.
+    """
+
+    def __init__(self, sources: Sequence[tuple[History, Ranges]], on_wait: Callable[[], None]) -> None:
+        self.parts = [Part(self, history, ranges) for history, ranges in sources]
+        # The parts whose feeds must move before the gateway below can release everything.
+        self.awaited: frozenset[Part] = frozenset()
+        self._on_wait = on_wait
+
+    def follow(self) -> None:
+        """Begin to follow the feeds, once."""
+        for part in self.parts:
+            part.history.followers.add(part)
+        self.look()
+
+    def leave(self) -> None:
+        """Stop following the feeds, and wait for none. Idempotent."""
+        for part in self.parts:
+            part.history.followers.discard(part)
+        self._await(frozenset())
+
+    def look(self) -> None:
+        """Find out which feeds must move."""
+        newest = max(part.newest for part in self.parts)
+        self._await(frozenset(part for part in self.parts if part.history.log.tip < newest))
+
+    def _await(self, awaited: frozenset[Part]) -> None:
+        if awaited != self.awaited:
+            self.awaited = awaited
+            for part in self.parts:
+                part.history.followers.await_tip(part, wanted=part in awaited)
+            self._on_wait()

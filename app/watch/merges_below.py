@@ -1,0 +1,115 @@
+"""The merges that other gateways make, which follow this one: their quiet ranges are proven without being asked for.
+
+A gateway below says that it merges some ranges (``/v1/progress``). For a while from then on, its streams of these
+ranges get a bookmark as soon as the tip moves. Who follows etcd itself asks etcd for progress of a range as soon as
+another range of the merge has a newer event. Who follows a gateway tells that one of the merge, and passes on what
+comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ..core.merge_below import MergeBelow
+from ..core.selection import Ranges, canonical, divide
+from ..ports import Etcd
+from .feed import Feed
+from .haste import Haste
+from .registry import Registry
+from .subscriber import Subscriber
+from .tip_teller import TipTeller
+
+# Seconds for which what a gateway below has said holds.
+LEASE = 30.0
+
+
+class HastenedMerge:
+    """One merge of a gateway below, at a gateway that follows etcd."""
+
+    __slots__ = ("_core", "_haste", "sources", "until")
+
+    def __init__(self, sources: tuple[tuple[Feed, Ranges], ...], until: float) -> None:
+        self.sources = sources
+        self.until = until
+        self._haste = Haste()
+        self._core = MergeBelow([(feed.history, ranges) for feed, ranges in sources], self._hasten)
+
+    def start(self) -> None:
+        """Begin to follow the feeds."""
+        self._core.follow()
+
+    def stop(self) -> None:
+        """Follow the feeds no more. Idempotent."""
+        self._core.leave()
+
+    def _hasten(self) -> None:
+        parts = zip(self.sources, self._core.parts, strict=True)
+        self._haste.want(feed for (feed, _), part in parts if part in self._core.awaited)
+
+
+class MergesBelow:
+    """See the module. ``stop`` releases everything."""
+
+    def __init__(self, registry: Registry, etcd: Etcd) -> None:
+        self._registry = registry
+        self._etcd = etcd
+        self._merges: dict[Ranges, HastenedMerge] = {}
+        self._tellers: dict[Subscriber, TipTeller] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def note(self, ranges: Ranges, streams: Sequence[Subscriber]) -> None:
+        """Take that a gateway below merges *ranges*, some of which it follows here, by *streams* of one range each."""
+        if not streams or self._registry.draining or not self._etcd.progress_trusted:
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LEASE
+        for stream in streams:
+            self._tell(stream, until)
+        if self._etcd.is_gateway:
+            self._etcd.tell_merged(tuple(divide(ranges, self._registry.feeds.pins)))
+        else:
+            # No other names: the caller may choose any.
+            self._hasten(canonical(one for stream in streams for one in stream.channel.ranges), until)
+        if self._timer is None:
+            self._timer = loop.call_later(LEASE, self._look)
+
+    def stop(self) -> None:
+        """Forget all merges. Idempotent."""
+        self._forget(float("inf"))
+
+    def _tell(self, stream: Subscriber, until: float) -> None:
+        teller = self._tellers.get(stream)
+        if teller is None:
+            teller = self._tellers[stream] = TipTeller(stream, until)
+            teller.start()
+        teller.until = until
+
+    def _hasten(self, ranges: Ranges, until: float) -> None:
+        feeds, divided = self._registry.feeds, divide(ranges, self._registry.feeds.pins)
+        found = ((feeds.get(one), part) for one, part in divided.items())
+        sources = tuple((feed, part) for feed, part in found if feed is not None)
+        merge = self._merges.get(ranges)
+        if merge is None or merge.sources != sources:
+            if merge is not None:
+                self._merges.pop(ranges).stop()
+            if len(sources) < 2 or len(self._merges) >= self._registry.limits.max_channels:
+                return
+            merge = self._merges[ranges] = HastenedMerge(sources, until)
+            merge.start()
+        merge.until = until
+
+    def _look(self) -> None:
+        self._forget(asyncio.get_running_loop().time())
+
+    def _forget(self, now: float) -> None:
+        """Forget what does not hold any more. Look again if anything holds."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for ranges in [ranges for ranges, merge in self._merges.items() if merge.until <= now]:
+            self._merges.pop(ranges).stop()
+        for stream in [stream for stream, teller in self._tellers.items() if teller.until <= now or stream.released]:
+            self._tellers.pop(stream).stop()
+        if self._merges or self._tellers:
+            self._timer = asyncio.get_running_loop().call_later(LEASE, self._look)
