@@ -82,6 +82,8 @@ async def lateness(rate: float, events: int, *, hub: bool = True, edges: bool = 
         if edges:
             gateways["edge"] = await stack.enter_async_context(edge_of(gateways["single"]))
             gateways["edge of an edge"] = await stack.enter_async_context(edge_of(gateways["edge"]))
+        if hub and edges:
+            gateways["edge of a hub"] = await stack.enter_async_context(edge_of(gateways["hub"]))
         for one in gateways.values():
             await eventually(partial(is_ready, one.port))
         loop = asyncio.get_running_loop()
