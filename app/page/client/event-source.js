@@ -5,10 +5,12 @@ import { written } from './written.js';
 const SSE = 'text/event-stream';
 const TYPES = ['reset', 'put', 'delete', 'synced', 'bookmark', 'status', 'close'];
 
-export function byEvents(fetch, { transport, token, EventSource = globalThis.EventSource }) {
-  if (transport !== 'eventsource') return byFetch(fetch);
-  if (!token && EventSource) return byEventSource(fetch, EventSource);
-  throw { reason: 'an EventSource has no token, and Node has no EventSource; use another transport', final: true };
+export function byEvents(fetch, { transport, format, token, EventSource = globalThis.EventSource }) {
+  const isEventSource = transport === 'eventsource';
+  if (!isEventSource && format === 'sse') return byFetch(fetch);
+  if (isEventSource && !token && EventSource) return byEventSource(fetch, EventSource);
+  const why = 'an EventSource has no token, and Node has none; use another transport';
+  throw { reason: isEventSource ? why : `there is no transport ${transport} with format ${format}`, final: true };
 }
 
 // An event as a line. What cannot be read stays as it is: the mirror says what it was.

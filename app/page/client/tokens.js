@@ -8,7 +8,7 @@ export function withToken(fetch, token, mirror) {
   let expires = null; // when it ends
   let timer;
 
-  const present = async () => (isFunction ? await token() : token)?.trim();
+  const present = async () => `${(isFunction ? await token() : token) ?? ''}`.trim();
 
   // A token that ends soon is replaced before that, and not with all others at once.
   const renewLater = () => {
@@ -28,13 +28,13 @@ export function withToken(fetch, token, mirror) {
     if (expires && isFunction) renewLater();
   });
 
-  return async function ask(url, init, isSecond = false) {
+  return async function ask(url, init, isSecond) {
     init.signal.throwIfAborted();
     const bearer = await present();
     init.signal.throwIfAborted(); // another try has begun, which asks for itself
     sent = bearer;
     // The browser's own error would show the token.
-    if (/[^!-~]/.test(sent ?? '')) throw { reason: 'the token is not one that a header can have', final: true };
+    if (/[^!-~]/.test(sent)) throw { reason: 'the token is not one that a header can have', final: true };
     const headers = { ...init.headers, ...(sent && { Authorization: `Bearer ${sent}` }) };
     const answer = await fetch(url, { ...init, headers });
     if (answer.status !== 401 || !isFunction) return answer;

@@ -94,7 +94,7 @@ describe('an EventSource', LIMIT, () => {
   test('has no token, and Node has none', async () => {
     for (const words of [{ transport: 'eventsource' }, { ...options, token: 'x' }]) {
       const mirror = follow(words);
-      const reason = 'an EventSource has no token, and Node has no EventSource; use another transport';
+      const reason = 'an EventSource has no token, and Node has none; use another transport';
       await assert.rejects(mirror.synced(), { message: reason });
       assert.equal(mirror.state, 'failed');
     }

@@ -37,9 +37,33 @@ describe('what it asks for', LIMIT, () => {
     follow({}, '/\ud800\udc80'); // a pair of surrogates is one character
     assert.match((await gateway.stream()).request.url, /\?prefix=%2F%F0%90%82%80&/);
   });
+});
 
-  test('an address that is none is refused at once', () => {
-    for (const url of ['127.0.0.1:8080', 'localhost:8080', 'ftp://127.0.0.1', '']) assert.throws(() => new Mirror(url, '/'), TypeError);
+describe('a wrong call fails at once, and says what to write', LIMIT, () => {
+  const throws = (message, ...words) => assert.throws(() => new Mirror(...words), { name: 'TypeError', message });
+
+  test('what is not the URL of a gateway', () => {
+    for (const url of ['127.0.0.1:8080', 'localhost:8080', 'ftp://127.0.0.1', '/svc/', '', null, undefined])
+      throws(`${url} is not the URL of a gateway; write http://HOST:PORT`, url, '/');
+  });
+
+  test('what is not a range', () => {
+    const wrong = [undefined, null, [], {}, 5, { Prefix: '/' }, { key: undefined }, { prefix: 5 }, ['/', undefined], [['/']]];
+    for (const ranges of wrong) throws('name a prefix ("" is all keys) or a { key }', gateway.url, ranges);
+  });
+
+  test('options that do not exist, or are not what is called', () => {
+    throws('there is no option tokn', gateway.url, '/', { tokn: 'x' });
+    throws('there is no option 0', gateway.url, '/', '/second/');
+    for (const options of [{ decode: 'json' }, { fetch: 'x' }]) throws('decode and fetch are functions', gateway.url, '/', options);
+    for (const absent of [null, undefined]) follow({ token: absent, decode: absent, keysOnly: absent, mode: absent, query: absent });
+  });
+
+  test('a transport or a format that does not exist', async () => {
+    for (const options of [{ transport: 'websocket' }, { format: 'json' }]) {
+      const { transport, format } = options;
+      await assert.rejects(follow(options).synced(), { message: `there is no transport ${transport} with format ${format}` });
+    }
   });
 });
 
