@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from etcd_watch_client import Change, ConfigDict, DecodeError, Mirror, RefusedError
+from etcd_watch_client import Change, DecodeError, Mirror, RefusedError
 from etcd_watch_client.changes import MOST_WAITING
 from playing import EPOCH, HANG, Gateway, delete, line, problem, put, scripted, state, synced
 
@@ -332,13 +332,6 @@ def test_mistakes_are_named_at_once(args: tuple[Any, ...], says: str) -> None:
     """Not by a retry."""
     with pytest.raises(ValueError, match=says):
         Mirror(*args)
-
-
-@pytest.mark.parametrize("kind", [Mirror, ConfigDict])
-def test_an_unknown_option_is_named(kind: type[Any]) -> None:
-    """A token that is misspelt must not mean a request without a token."""
-    with pytest.raises(TypeError, match="no option 'tokn'; did you mean 'token'"):
-        kind(URL, "/c/", tokn="s3cret")
 
 
 async def test_it_runs_once() -> None:

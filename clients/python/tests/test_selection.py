@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import pytest
@@ -40,13 +41,23 @@ def test_a_selection_of_nothing_is_refused(prefixes: list[str], keys: list[str],
 
 
 @pytest.mark.parametrize(
+    ("prefixes", "keys"), [([None], ()), ([["/a/", "/b/"]], ()), (["/a/"], 5), (["/a/"], [b"", 5])]
+)
+def test_what_is_not_a_name_is_refused(prefixes: list[Any], keys: Any) -> None:
+    """The error says how several prefixes are passed."""
+    with pytest.raises(ValueError, match="is not a prefix or a key; pass text or bytes, each prefix as an argument"):
+        Selection.of(prefixes, keys)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         *("127.0.0.1:8080", "localhost:8080", "", "ftp://x", "http://", "http://x/?a=1", "http://x/#a"),
+        *(None, 5, b"http://x"),
         *("http://x:99999", "http://x:0", "http://x:port", "http://[::1", "http://a b", "http://:80", "http://x/\n"),
     ],
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_what_is_no_url_is_refused(url: Any) -> None:
     """The error says how a URL is written."""
     with pytest.raises(ValueError, match="write http://HOST:PORT"):
         base_url(url)

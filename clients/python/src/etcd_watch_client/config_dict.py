@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from .changes import Change, Changes
-from .mirror import Mirror, Options
+from .mirror import Mirror
+from .options import Options, check
 from .replica import State
 from .selection import Name
 
@@ -85,6 +86,7 @@ class ConfigDict(Mapping[K, V]):
     ) -> None: ...
 
     def __init__(self, gateways: str | Sequence[str], *prefixes: Name, timeout: float = 30.0, **options: Any) -> None:
+        check({**options, "timeout": timeout}, own=["timeout"])
         self._mirror: Mirror[K, V] = Mirror(gateways, *prefixes, **options)
         self._timeout = timeout
         self._lock = threading.RLock()  # re-entrant: a callback may read

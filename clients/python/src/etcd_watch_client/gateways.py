@@ -42,7 +42,7 @@ class Gateways:
         clock: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
-        given = [urls] if isinstance(urls, str) else urls
+        given = urls if isinstance(urls, Sequence) and not isinstance(urls, (str, bytes)) else [urls]
         if not given:
             msg = "no gateway is given; pass the URL of one or several"
             raise ValueError(msg)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import inspect
 import logging
 import random
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
-
-import httpx
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from . import checkpoint, clock
 from .changes import Change, Changes, View
 from .checkpoint import Checkpoint
-from .credentials import Bearer, Token
+from .credentials import Bearer
 from .errors import DecodeError, RefusedError, StreamEnd
 from .events import Entry
-from .framing import Format
 from .gateways import Gateways
+from .options import Options, check, merging
 from .replica import OUT_OF_REACH, Commit, Replica, State
 from .selection import Name, Selection, to_bytes, to_text
-from .tls import File, Http, Trust
+from .tls import Http
 
 K = TypeVar("K", bound=str | bytes)
 V = TypeVar("V")
@@ -37,39 +34,6 @@ _SILENT = 3  # heartbeats without a byte: the connection is dead, even if the sy
 # Seconds between two writes of the file to resume from: after changes, and when only the revision has moved.
 _SAVE_CHANGES = 1.0
 _SAVE_PROGRESS = 60.0
-
-
-class Options(TypedDict, total=False):
-    """The options of a `Mirror`, all optional.
-
-    ``keys``: keys to follow beside the prefixes.
-    ``permitted``: follow only the parts of the prefixes that the token may read; ``ranges`` says which.
-    ``min_revision``: the mirror is not live before it has reached this revision, such as that of your own write.
-    ``latest``: seconds between two changes: of all that happens to a key in between, only the newest comes.
-    ``token``: a bearer token; or a ``Path`` or a function that has the present one, and is asked for each connection.
-    ``ca``: a file with the certificates to trust, for a gateway with a private authority; or an ``ssl.SSLContext``.
-    ``cert``, ``key``: files with the client's own certificate and its key, for a gateway that asks for one.
-    ``resume``: a file in which the mirror is kept; the next process starts with it, stale, and resumes.
-    ``on_change``: is called with each change. If it is a coroutine function, the next event waits for it: no change is
-    lost, and none is merged.
-    ``on_state``: is called when ``state``, ``reason`` or ``revision`` has moved.
-    ``format``: of the stream: ``ndjson`` or ``sse``, for proxies that buffer everything else.
-    ``transport``: of httpx, for tests and for proxies.
-    """
-
-    keys: Iterable[Name]
-    permitted: bool
-    min_revision: int
-    latest: float | None
-    token: Token | None
-    ca: Trust
-    cert: File | None
-    key: File | None
-    resume: str | Path | None
-    on_change: Callable[[Change[Any, Any]], Awaitable[None] | None] | None
-    on_state: Callable[[Mirror[Any, Any]], None] | None
-    format: Format
-    transport: httpx.AsyncBaseTransport | None
 
 
 class Mirror(Mapping[K, V]):
@@ -134,12 +98,7 @@ class Mirror(Mapping[K, V]):
         decode: Callable[[bytes], Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        unknown = sorted(options.keys() - Options.__annotations__.keys())
-        if unknown:  # Python accepts every name here, and a token that is misspelt would not be sent
-            known = ["binary", "keys_only", "decode", *Options.__annotations__]
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            msg = f"there is no option {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}"
-            raise TypeError(msg)
+        check({**options, "decode": decode})
         self._selection = Selection.of(
             prefixes, options.get("keys", ()), keys_only=keys_only, permitted=options.get("permitted", False)
         )
@@ -157,7 +116,7 @@ class Mirror(Mapping[K, V]):
         self._clock = clock.now
         self._gateways = Gateways(
             gateways,
-            self._selection.query + _flushes(options.get("latest")),
+            self._selection.query + merging(options.get("latest")),
             options.get("format", "ndjson"),
             Bearer(options.get("token")),
             Http(options.get("ca"), options.get("cert"), options.get("key"), options.get("transport")),
@@ -456,12 +415,3 @@ class Mirror(Mapping[K, V]):
                 if self._awaits and not self._ended:
                     raise
                 _LOG.warning("the mirror is not kept in %s: %s", self._resume, error)
-
-
-def _flushes(interval: float | None) -> str:
-    if interval is None:
-        return ""
-    if not 0.05 <= interval <= 60:
-        msg = f"latest is {interval!r}; pass the seconds between two changes, 0.05 to 60"
-        raise ValueError(msg)
-    return f"&mode=latest&interval={round(interval * 1000)}ms"

@@ -26,7 +26,7 @@ def base_url(url: str) -> str:
         whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
         if whole and " " not in url and not parts.query and not parts.fragment:
             return url.rstrip("/")
-    except ValueError:  # brackets that are not around an address, or a port that is none
+    except (ValueError, TypeError, AttributeError):  # brackets that are not around an address, a wrong port, not text
         pass
     msg = f"{url!r} is not the URL of a gateway; write http://HOST:PORT or https://HOST, with a path if it has one"
     raise ValueError(msg)
@@ -45,10 +45,14 @@ class Selection:
     def of(
         cls, prefixes: Iterable[Name], keys: Iterable[Name] = (), *, keys_only: bool = False, permitted: bool = False
     ) -> Selection:
-        """Return the selection, or raise ValueError if nothing is selected."""
-        if isinstance(keys, (str, bytes)):
-            keys = (keys,)
-        selection = cls(tuple(map(to_bytes, prefixes)), tuple(map(to_bytes, keys)), keys_only, permitted)
+        """Return the selection, or raise ValueError if nothing is selected, or what is not a name."""
+        given = tuple(prefixes)
+        named = tuple(keys) if isinstance(keys, Iterable) and not isinstance(keys, (str, bytes)) else (keys,)
+        for name in given + named:
+            if not isinstance(name, (str, bytes)):
+                msg = f"{name!r} is not a prefix or a key; pass text or bytes, each prefix as an argument of its own"
+                raise ValueError(msg)
+        selection = cls(tuple(map(to_bytes, given)), tuple(map(to_bytes, named)), keys_only, permitted)
         if not selection.prefixes and not selection.keys:
             msg = 'nothing is selected: name a prefix or a key; the prefix "" means all keys'
             raise ValueError(msg)

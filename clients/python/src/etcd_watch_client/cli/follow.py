@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..changes import Change
 from ..credentials import Token
-from ..mirror import Mirror, Options
+from ..mirror import Mirror
+from ..options import Options
 from ..selection import to_bytes
 from . import statuses
 from .folder import Folder
