@@ -49,11 +49,16 @@ export class Mirror {
     if (typeof EventSource !== 'function')
       throw new TypeError('EventSource is missing, as in Node. Pass one: import { EventSource } from "eventsource"; '
         + 'new Mirror(base, prefix, { EventSource })');
-    this.#url = new URL(base, globalThis.location?.href);
+    const names = [prefix, keys].flat();
+    if (!names.length || names.some((name) => typeof name !== 'string'))
+      throw new TypeError(`${names} is not a prefix and keys; pass text, or a list. The prefix "" means all keys`);
+    try { this.#url = new URL(base, globalThis.location?.href); } catch { /* not a URL */ }
+    if (!/^https?:$/.test(this.#url?.protocol))
+      throw new TypeError(`${base} is not the URL of a gateway; write http://HOST:PORT`);
     this.#url.pathname = this.#url.pathname.replace(/\/*$/, '/v1/watch'); // a proxy may serve the gateway under a path
     [this.#url.search, this.#url.hash] = ['', ''];
     for (const name of [prefix].flat()) this.#url.searchParams.append('prefix', name);
-    for (const name of keys) this.#url.searchParams.append('key', name);
+    for (const name of [keys].flat()) this.#url.searchParams.append('key', name);
     this.#EventSource = EventSource;
     this.#onchange = onchange;
     this.#open();

@@ -126,6 +126,15 @@ async def _refusal(response: httpx.Response) -> RefusedError | _StreamEnd:
     return _StreamEnd(f"HTTP {status}{place}, {kind}, not the gateway's stream: {said}", wait)
 
 
+def _names(given: object) -> list[str | bytes]:
+    """Return one name, or several, as a list."""
+    names = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else [given]
+    for name in names:
+        if not isinstance(name, (str, bytes)):
+            raise TypeError(f"{name!r} is not a prefix or a key; pass text or bytes, or a list of them")
+    return list(names)
+
+
 class Mirror:
     """A mirror of a prefix, or of several ranges: ``items`` is exact at ``revision``, never between two revisions.
 
@@ -148,8 +157,11 @@ class Mirror:
         self.items: dict[tuple[str, str], Item] = {}
         self.revision = 0
         self.cursor = ""
-        prefixes = [prefix] if isinstance(prefix, (str, bytes)) else prefix
-        ranges = [("prefix", name) for name in prefixes] + [("key", name) for name in keys]
+        if not str(base).startswith(("http://", "https://")):
+            raise ValueError(f"{base!r} is not the URL of a gateway; write http://HOST:PORT or https://HOST")
+        ranges = [("prefix", name) for name in _names(prefix)] + [("key", name) for name in _names(keys)]
+        if not ranges:
+            raise ValueError('name a prefix or a key; the prefix "" means all keys')
         asked = "".join(f"&{kind}={quote(name, safe='')}" for kind, name in ranges)
         self._url = f"{base.rstrip('/')}/v1/watch?format=ndjson{asked}"
         self._onchange = onchange
@@ -326,7 +338,7 @@ def main() -> None:
         pass
     except BrokenPipeError:  # `| head` closed the pipe; Python would fail again when it flushes the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (RefusedError, httpx.HTTPError, httpx.InvalidURL) as error:
+    except (RefusedError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(f"mirror.py: {error}")
 
 

@@ -1041,9 +1041,8 @@ async def test_python_client_runs_again(gateway: FakeGateway) -> None:
 @pytest.mark.parametrize(
     ("url", "headers", "says"),
     [
-        ("127.0.0.1:8080", None, "http"),
-        ("ftp://127.0.0.1", None, "protocol"),
         ("http://127.0.0.1:port", None, "port"),
+        ("http://", None, "protocol"),
         (None, {"Authorization": "Bearer a\nb"}, "header"),
     ],
 )
@@ -1056,6 +1055,20 @@ async def test_python_client_ends_with_what_cannot_be_asked(
         async with asyncio.timeout(HANG):
             await mirror.run()
     assert (mirror.state, mirror.reason[:15]) == ("connecting", "run() has ended")
+
+
+@pytest.mark.parametrize(
+    ("url", "prefix", "says"),
+    [
+        *((url, "/svc/", "write http://HOST:PORT") for url in ("127.0.0.1:8080", "ftp://127.0.0.1", "", None)),
+        ("http://127.0.0.1:1", [], "name a prefix"),
+        *(("http://127.0.0.1:1", wrong, "pass text or bytes") for wrong in (None, 5, ["/svc/", None])),
+    ],
+)
+async def test_python_client_refuses_a_wrong_call(url: Any, prefix: Any, says: str) -> None:
+    """The constructor says what is wrong and what to write; a request would say it later, or not at all."""
+    with pytest.raises((ValueError, TypeError), match=says):
+        load_mirror().Mirror(url, prefix)
 
 
 async def command(*arguments: object) -> tuple[int | None, str, str]:
@@ -1211,6 +1224,9 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
           say(type, data, lastEventId) {
             this.dispatchEvent(Object.assign(new Event(type), { data: JSON.stringify(data), lastEventId })); }
         }
+        const [, , url] = process.argv;
+        for (const words of [['127.0.0.1:8080', '/svc/'], [url, undefined], [url, []]])
+          try { new Mirror(...words, { EventSource }); } catch (error) { console.log(`TypeError: ${error.message}`); }
         const mirror = new Mirror(process.argv[2], '/svc/', { EventSource });
         const { last } = EventSource;
         last.say('reset', { reason: 'initial' }, 'x-0');
@@ -1231,7 +1247,10 @@ async def test_browser_client_in_node(tmp_path: Path, gateway: FakeGateway) -> N
         out, err = await process.communicate()
     assert err == b""
     first, *rest = out.decode().splitlines()
+    wrong, rest = rest[:3], rest[3:]
     assert first.startswith("TypeError: EventSource is missing, as in Node. Pass one: ")
+    assert wrong[0] == "TypeError: 127.0.0.1:8080 is not the URL of a gateway; write http://HOST:PORT"
+    assert all('pass text, or a list. The prefix "" means all keys' in line for line in wrong[1:])
     assert rest == [
         f"{gateway.url}/gw/v1/watch?prefix=%2Fsvc%2F", "live 1", "stale drain 1 x-1", "stale closed",
     ]  # fmt: skip
