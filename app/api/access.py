@@ -5,6 +5,8 @@ Also ``/.well-known/oauth-protected-resource`` (RFC 9728), which tells a client 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +19,8 @@ from ..core.query import parse_query
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from .requests import identity_of, query_of
+
+_HTTPS_HOST = re.compile(r"https://[^/?#@\s]+")
 
 
 class AccessEndpoint:
@@ -31,16 +35,26 @@ class AccessEndpoint:
         parse_query(query_of(request), frozenset())
         return _json(describe(self._gateway.access, identity), "no-store")
 
-    async def protected_resource(self, _request: Request) -> Response:
-        """Answer with the metadata. The resource's identifier is the audience that its tokens must have."""
+    async def protected_resource(self, request: Request) -> Response:
+        """Answer with the metadata. Each client compares ``resource`` with the URL that it used."""
         settings = self._gateway.settings
         body = {
-            "resource": settings.jwt_audience[0],
+            "resource": resource_of(settings.jwt_audience, request.url.netloc),
             "authorization_servers": [settings.jwt_issuer],
             "bearer_methods_supported": ["header"],
             "resource_name": "etcd-watch-gateway",
         }
-        return _json(body, "public, max-age=300")
+        return _json(body, "no-store")  # a cache that ignores the host would give one host's answer to another
+
+
+def resource_of(audiences: Sequence[str], netloc: str) -> str:
+    """Return the resource's identifier. RFC 9728, 3.3: a client must not use one that is not the URL that it asked.
+
+    An audience that is the URL of a host is how the operator names the gateway, whatever a proxy makes of the host.
+    """
+    asked = f"https://{netloc}"
+    urls = [each for each in audiences if _HTTPS_HOST.fullmatch(each)]
+    return asked if asked in urls or not urls else urls[0]
 
 
 def describe(access: AccessControl, identity: Identity) -> dict[str, Any]:

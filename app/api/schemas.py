@@ -257,7 +257,10 @@ OTHERS = {
     ),
     "ProtectedResource": record(
         {
-            "resource": TEXT,
+            "resource": described(
+                TEXT,
+                "The URL of the gateway. If it is not what you asked, do not use this metadata (RFC 9728, 3.3).",
+            ),
             "authorization_servers": array(TEXT),
             "bearer_methods_supported": array(TEXT),
             "resource_name": TEXT,

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.api.access import resource_of
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -97,18 +98,34 @@ async def test_the_document_describes_what_operators_need(files: dict[str, str])
 
 
 async def test_the_protected_resource(tmp_path: Path) -> None:
-    """RFC 9728: where clients get tokens, and for which audience; only when JWTs are accepted."""
+    """RFC 9728: where clients get tokens; only when JWTs are accepted. The resource is the URL that the client used."""
     path = tmp_path / "jwks.json"
     path.write_bytes(jwks(ec_key()))
     async with client(jwt_issuer=ISSUER, jwt_audience=f"{AUDIENCE},b", jwt_jwks=str(path)) as http:
-        answer = await http.get(WELL_KNOWN, headers={"Host": "evil.example"})
+        answer = await http.get(WELL_KNOWN, headers={"Host": "gw.example:8443"})
     async with client() as http:
         absent = await http.get(WELL_KNOWN)
 
     assert answer.json() == {
-        "resource": AUDIENCE,
+        "resource": "https://gw.example:8443",
         "authorization_servers": [ISSUER],
         "bearer_methods_supported": ["header"],
         "resource_name": "etcd-watch-gateway",
     }
+    assert answer.headers["cache-control"] == "no-store"
     assert absent.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("audiences", "resource"),
+    [
+        (["api"], "https://inner:8080"),
+        (["api", "https://a.example"], "https://a.example"),
+        (["https://a.example", "https://inner:8080"], "https://inner:8080"),
+        (["https://a.example/path", "https://", "http://a.example", "https://a.example?x"], "https://inner:8080"),
+        (["https://u@a.example", "https://b.example:8443"], "https://b.example:8443"),
+    ],
+)
+def test_an_audience_that_is_a_url_names_the_resource(audiences: list[str], resource: str) -> None:
+    """A proxy may change the host. An audience with a path belongs to metadata at another address."""
+    assert resource_of(audiences, "inner:8080") == resource
