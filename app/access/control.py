@@ -298,7 +298,8 @@ class AccessControl:
         """Check that the gateway serves all of *ranges*, whoever asks. Raises ForbiddenError if it does not."""
         for asked in ranges:
             if not asked.within(self._fence):
-                raise self._forbidden(f"{asked} is outside the prefixes that this gateway serves", asked.kind)
+                outside = f"{asked} is outside the prefixes that this gateway serves"
+                raise self._forbidden(f"{outside}; GET /v1/access lists what may be read", asked.kind)
 
     @property
     def admits_anonymous(self) -> bool:

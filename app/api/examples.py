@@ -142,7 +142,7 @@ PROBLEMS: dict[int, Examples] = {
         "forbidden",
         "Forbidden",
         403,
-        "prefix=/secret/ is outside the prefixes that this gateway serves",
+        "prefix=/secret/ is outside the prefixes that this gateway serves; GET /v1/access lists what may be read",
         parameter="prefix",
     ),
     404: _problem("GET /v1/kv?key=/svc/none", "key-not-found", "Not found", 404, "no key=/svc/none at revision 5"),
