@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import descriptors
 from ..core.versions import progress_is_trusted
 from ..server.run import serve
+from ..server.sockets import bind
 from ..settings import Settings, SettingsError, named
 from ..stdio import write_now
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
@@ -34,6 +35,8 @@ async def dev(settings: Settings) -> None:
         logger.warning("dev starts its own etcd", extra={"ignored": ",".join(settings.etcd)})
     if settings.workers not in (1, "1"):
         logger.warning("dev has no workers; use serve", extra={"ignored": named("workers")})
+    # etcd takes seconds to start and to stop: a port that is taken is reported before that.
+    bind(settings.host, settings.port, settings.send_buffer, "GATEWAY_PORT (--port)").close()
     logging.getLogger("gateway.etcd").addFilter(_as_information)
     try:
         async with EmbeddedEtcd(_find_etcd()) as etcd, sample(etcd.endpoint):

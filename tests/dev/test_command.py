@@ -191,6 +191,13 @@ async def test_dev_interrupted_while_it_starts(tmp_path: Path, number: int) -> N
         await eventually(running.nothing_left)
 
 
+async def test_a_port_in_use_is_reported_before_etcd_starts(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    """Otherwise the error comes after the seconds in which etcd starts and stops."""
+    monkeypatch.setattr(command, "EmbeddedEtcd", None)
+    with pytest.raises(SettingsError, match="cannot listen on"):
+        await run_dev(load({"port": taken}))
+
+
 @pytest.mark.etcd
 async def test_dev_with_a_port_in_use(tmp_path: Path, taken: int) -> None:
     """A port in use gives the error of ``serve``, and leaves no etcd."""
