@@ -47,7 +47,7 @@ async def test_the_readme_starts_with_a_program_that_runs(server: GatewayProcess
     if node is None:
         pytest.skip("NOT RUN: node is not installed")
     program = re.findall(r"```js\n(.*?)```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
-    await kv.put("/config/greeting", "hello")
+    await kv.put("/svc/api/a", "hello")
     process = await asyncio.create_subprocess_exec(
         node, "--input-type=module", "-e", program.replace("http://127.0.0.1:8080", server.base),
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=PACKAGE,
@@ -55,8 +55,8 @@ async def test_the_readme_starts_with_a_program_that_runs(server: GatewayProcess
     assert process.stdout is not None
     async with asyncio.timeout(HANG):
         assert await process.stdout.readline() == b"hello\n"
-        revision = await kv.put("/config/greeting", "good day")
-        assert (await process.stdout.readline()).decode() == f"{revision} put /config/greeting hello good day\n"
+        revision = await kv.put("/svc/api/a", "good day")
+        assert (await process.stdout.readline()).decode() == f"{revision} put /svc/api/a hello good day\n"
         process.kill()
         _, err = await process.communicate()
     assert err == b""

@@ -29,15 +29,15 @@ ADDRESS = "http://127.0.0.1:8080"
 async def test_programs(server: GatewayProcess, kv: EtcdClient, name: str) -> None:
     """Both programs print the value; the mirror's goes on with the changes."""
     (program,) = (text for text in PYTHON if name in text)
-    await kv.put("/config/greeting", "hello")
+    await kv.put("/svc/api/a", "hello")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-W", "error", "-c", program.replace(ADDRESS, server.base)),
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment(),
     )  # fmt: skip
     assert await line_of(process) == "hello"
     if "changes()" in program:
-        revision = await kv.put("/config/greeting", "good day")
-        assert await line_of(process) == f"{revision} put /config/greeting hello good day"
+        revision = await kv.put("/svc/api/a", "good day")
+        assert await line_of(process) == f"{revision} put /svc/api/a hello good day"
         process.kill()
     async with asyncio.timeout(HANG):
         _, err = await process.communicate()
