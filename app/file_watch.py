@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
+from .files import first_bytes
 from .settings import SettingsError, named
 
 logger = logging.getLogger("gateway")
@@ -36,18 +36,6 @@ class FileError(Exception):
     def __init__(self, message: str, setting: str = "") -> None:
         super().__init__(message)
         self.setting = setting
-
-
-def first_bytes(path: Path, most: int) -> bytes:
-    """Return the first *most* bytes of a file. A pipe without a writer does not block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        data = b""
-        while len(data) < most and (part := os.read(descriptor, most - len(data))):
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
 
 
 class Source(Protocol):

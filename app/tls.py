@@ -21,6 +21,7 @@ from typing import Any
 
 from .core.timestamps import rfc3339
 from .file_watch import FileError, WatchedFiles
+from .files import certificates
 from .ports import Clock
 from .settings import Settings
 
@@ -163,9 +164,11 @@ class UpstreamTls:
 
 
 def _upstream_context(data: Mapping[str, bytes], now: float) -> ssl.SSLContext:
-    cas = data.get("upstream_cacert")
+    cas = certificates(data["upstream_cacert"]) if "upstream_cacert" in data else None
     try:
-        context = ssl.create_default_context(cadata=cas.decode("ascii", "replace") if cas is not None else None)
+        if cas == "":  # OpenSSL would trust the system's CAs instead
+            raise ValueError
+        context = ssl.create_default_context(cadata=cas)
     except (ssl.SSLError, ValueError):
         raise FileError("has no CA in PEM form", "upstream_cacert") from None
     if "upstream_cert" in data:

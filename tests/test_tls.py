@@ -292,6 +292,8 @@ def test_what_is_refused_of_the_files_for_an_upstream(ca: Ca, pair: Pair, tmp_pa
     """The start fails with a line that names the setting, the file and the fault."""
     junk, gone, other = tmp_path / "junk", tmp_path / "gone", ca.sign("two")
     junk.write_text("no PEM")
+    empty = tmp_path / "empty"
+    empty.touch()
     both, cas = {"cert": pair.cert, "key": pair.key}, "GATEWAY_UPSTREAM_CACERT (--upstream-cacert): {}: "
     for files, fault in (
         (
@@ -299,6 +301,7 @@ def test_what_is_refused_of_the_files_for_an_upstream(ca: Ca, pair: Pair, tmp_pa
             cas + "cannot be read: No such file or directory",
         ),
         ({"cacert": junk}, cas + "has no CA in PEM form"),
+        ({"cacert": empty}, cas + "has no CA in PEM form"),  # the system's CAs were trusted instead
         ({**both, "cert": junk}, "GATEWAY_UPSTREAM_CERT (--upstream-cert): {}: has no certificate in PEM form"),
         ({**both, "key": other.key}, "GATEWAY_UPSTREAM_KEY (--upstream-key): {}: the key does not belong to the first"),
     ):
@@ -306,6 +309,13 @@ def test_what_is_refused_of_the_files_for_an_upstream(ca: Ca, pair: Pair, tmp_pa
         with pytest.raises(SettingsError) as caught:
             above(**files)
         assert str(caught.value).startswith(fault.format(wrong))
+
+
+def test_comments_of_a_ca_for_an_upstream(ca: Ca, tmp_path: Path) -> None:
+    """A list of CAs may have comments in any language, and line ends of any system."""
+    commented = tmp_path / "commented"
+    commented.write_bytes("# Autorité\r\n".encode() + ca.cert.read_bytes().replace(b"\n", b"\r\n"))
+    assert above(cacert=commented).context.get_ca_certs() == above(cacert=ca.cert).context.get_ca_certs()
 
 
 async def test_the_files_for_an_upstream_are_read_again(ca: Ca, pair: Pair, tmp_path: Path) -> None:

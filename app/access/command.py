@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from ..core.keys import KeyRange
-from ..file_watch import FileError, first_bytes
+from ..file_watch import FileError
+from ..files import first_bytes
 from ..settings import SettingsError
 from .identity import ANONYMOUS, STATIC_TOKEN, Identity, subject_of
 from .policy import Policy

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from ..file_watch import Outcome, first_bytes
+from ..file_watch import Outcome
+from ..files import BYTE_ORDER_MARKS, first_bytes
 from ..ports import Clock
 from ..settings import SettingsError
 
@@ -23,7 +24,6 @@ LOOK = 1.0
 
 # Bytes. A larger file does not hold a token: the whole head of a request may have 64 KiB.
 MAX_TOKEN = 16 * 1024
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def read_token(path: Path, named: str) -> SecretStr:
@@ -38,7 +38,7 @@ def read_token(path: Path, named: str) -> SecretStr:
         raise SettingsError(f"{named}: cannot read {path}: {error.strerror or error}") from None
     if len(data) > MAX_TOKEN:
         raise SettingsError(f"{named}: {path} has more than {MAX_TOKEN} bytes, which is too long for a token")
-    if data.startswith(_BYTE_ORDER_MARKS):
+    if data.startswith(BYTE_ORDER_MARKS):
         raise SettingsError(
             f"{named}: {path} begins with a byte order mark, which no client sends; save it without one"
         )

@@ -13,12 +13,18 @@ from pathlib import Path
 
 import grpc
 
+from ..files import BYTE_ORDER_MARKS, certificates, first_bytes
+
 CACERT = "GATEWAY_ETCD_CACERT (--etcd-cacert)"
 CERT = "GATEWAY_ETCD_CERT (--etcd-cert)"
 KEY = "GATEWAY_ETCD_KEY (--etcd-key)"
 PASSWORD_FILE = "GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file)"  # noqa: S105 -- the setting's name
+# Bytes. A system's whole list of CAs has 250 KiB.
+MAX_PEM = 1 << 20
+MAX_PASSWORD = 16 * 1024
 # The file names that OpenSSL expects in a folder of certificates.
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 class CredentialsError(Exception):
@@ -73,33 +79,43 @@ class Credentials:
         """
         assert self.password_file is not None, "the settings require a password file with a user"
         try:
-            text = _read(PASSWORD_FILE, self.password_file).decode().strip()
+            text = _read(PASSWORD_FILE, self.password_file, MAX_PASSWORD).decode().strip()
         except UnicodeDecodeError:
             msg = f"{PASSWORD_FILE}: {self.password_file} is not UTF-8 text"
             raise CredentialsError(msg) from None
         if not text:
             msg = f"{PASSWORD_FILE}: {self.password_file} is empty"
             raise CredentialsError(msg)
+        if _CONTROL.search(text):
+            msg = f"{PASSWORD_FILE}: {self.password_file} has a line break or a control character inside the password"
+            raise CredentialsError(msg)
         return text
 
 
-def _read(setting: str, path: Path) -> bytes:
+def _read(setting: str, path: Path, most: int = MAX_PEM) -> bytes:
     try:
-        return path.read_bytes()
+        data = first_bytes(path, most + 1)
     except OSError as error:
         msg = f"{setting}: cannot read {path}: {error.strerror or error}"
         raise CredentialsError(msg) from None
+    if len(data) > most:
+        msg = f"{setting}: {path} has more than {most} bytes"
+        raise CredentialsError(msg)
+    if data.startswith(BYTE_ORDER_MARKS):
+        msg = f"{setting}: {path} begins with a byte order mark; save it without one"
+        raise CredentialsError(msg)
+    return data
 
 
 def _certificates(setting: str, path: Path) -> bytes:
-    data = _read(setting, path)
+    found = certificates(_read(setting, path))
     try:
         # gRPC accepts any bytes and reports an error only at the handshake.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "replace"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
     except (ssl.SSLError, ValueError):
         msg = f"{setting}: {path} has no certificate in PEM form"
         raise CredentialsError(msg) from None
-    return data
+    return found.encode()
 
 
 def _check_pair(cert: Path, key: Path) -> None:

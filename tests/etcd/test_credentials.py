@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,46 @@ def test_an_encrypted_key(ca: Ca, pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is not UTF-8 text")]
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xe9", "is not UTF-8 text"),
+        (b"\xef\xbb\xbfword", "begins with a byte order mark; save it without one"),
+        (b"word\nmore\n", "has a line break or a control character inside the password"),
+        (bytes(20000), "has more than 16384 bytes"),
+    ],
 )
 def test_no_password(tmp_path: Path, content: bytes, said: str) -> None:
-    """An empty password is refused: an operator forgot to fill the file."""
+    """A file that holds no password is refused: an operator forgot to fill it, or an editor added bytes."""
     path = tmp_path / "password"
     path.write_bytes(content)
 
     assert refused(Credentials(user="user", password_file=path), tls=False) == [
         f"GATEWAY_ETCD_PASSWORD_FILE (--etcd-password-file): {path} {said}"
     ]
+
+
+def test_files_that_never_end(tmp_path: Path) -> None:
+    """A pipe without a writer, and a device, do not stop the start."""
+    pipe, device = tmp_path / "pipe", Path("/dev/zero")
+    os.mkfifo(pipe)
+    for path, said in ((pipe, "is empty"), (device, "has more than 16384 bytes")):
+        (line,) = refused(Credentials(user="user", password_file=path), tls=False)
+        assert line.endswith(f"{path} {said}")
+    for path, said in ((pipe, "has no certificate in PEM form"), (device, "has more than 1048576 bytes")):
+        (line,) = refused(Credentials(cacert=path))
+        assert line.endswith(f"{path} {said}")
+
+
+def test_comments_that_are_not_ascii(ca: Ca, pair: Pair, tmp_path: Path) -> None:
+    """Lists of CAs have comments in all languages. Such a file ended the start with a stack trace."""
+    cas = tmp_path / "cas"
+    cas.write_bytes("# Autoridad de Certificación Raíz\n".encode() + ca.cert.read_bytes())
+    Credentials(cas, pair.cert, pair.key).check(tls=True)
+
+    cas.write_bytes(os.urandom(3000))
+    assert refused(Credentials(cas)) == [f"GATEWAY_ETCD_CACERT (--etcd-cacert): {cas} has no certificate in PEM form"]
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
