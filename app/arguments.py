@@ -167,6 +167,17 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, {**commands.choices, **config, **policy}
 
 
+class _Once(argparse.Action):
+    """A list that a second flag would replace: who writes ``--pin /a/ --pin /b/`` means both."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"argument {option}: is given twice; give it once, with commas between the items")
+        setattr(namespace, self.dest, values)
+
+
 def _add_settings(parser: Parser, *, without: Sequence[str] = ()) -> None:
     group: Any = parser
     for name, field in Settings.model_fields.items():
@@ -174,12 +185,13 @@ def _add_settings(parser: Parser, *, without: Sequence[str] = ()) -> None:
             group = parser.add_argument_group(SECTIONS[name])
         if name in without:
             continue
-        default = text_of(name, field.default)
+        default, form = text_of(name, field.default), form_of(name)
         group.add_argument(
             flag_of(name),
             dest=name,
+            action=_Once if form == "LIST" else "store",
             default=argparse.SUPPRESS,
-            metavar=form_of(name),
+            metavar=form,
             help=f"{field.description}{f' (default {default})' if default else ''}; {variable_of(name)}",
         )
 

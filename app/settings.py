@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .prefixes import NOTHINGS, wrong_with_prefix
+from .prefixes import plain_text, wrong_with_prefix
 from .units import number, processes, seconds, size, version
 from .urls import endpoint, is_host, is_origin
 
@@ -38,9 +38,10 @@ G = TypeVar("G")
 
 # The longest duration, ten years. A longer one is a typing error, and so is infinity.
 MAX_SECONDS = 10 * 365 * 24 * 3600
+# The greatest signed integer of 64 bits, which many programs write for "no limit". /metrics shows some limits, and a
+# number with 309 digits does not fit a metric: /metrics answered 500.
+MAX_NUMBER = (1 << 63) - 1
 _PASSWORD = re.compile(r"//[^/]*@")
-# Control characters, and surrogates: Python decodes bytes of the environment that are not UTF-8 to surrogates.
-_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # A header's name (RFC 9110, section 5.1), or nothing.
 _HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
 
@@ -60,29 +61,10 @@ def _nothing(value: Any) -> Any:
     return None if value == "" else value
 
 
-def _text(value: Any) -> Any:
-    """Check text that goes into headers, cursors, logs and requests to etcd. Invisible characters are a mistake."""
-    if not isinstance(value, str):
-        return value
-    if _NOT_TEXT.search(value):
-        msg = "must not contain control characters or bytes that are not UTF-8"
-        raise ValueError(msg)
-    if value != value.strip():
-        msg = "must not begin or end with white space"
-        raise ValueError(msg)
-    if value.startswith(("'", '"')):
-        msg = "must not begin with a quotation mark; leave the quotation marks out, as no shell removes them here"
-        raise ValueError(msg)
-    if value.lower() in NOTHINGS:
-        msg = "is what a template writes for a missing value; leave the setting out"
-        raise ValueError(msg)
-    return value
-
-
 Seconds = Annotated[float, BeforeValidator(seconds), Field(le=MAX_SECONDS)]
 Size = Annotated[int, BeforeValidator(size)]
 Number = Annotated[int, BeforeValidator(number)]
-Text = Annotated[str, BeforeValidator(_text)]
+Text = Annotated[str, BeforeValidator(plain_text)]
 File = Annotated[Path | None, BeforeValidator(_nothing)]
 Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
 
@@ -174,19 +156,27 @@ class Settings(BaseSettings):
         description="prefixes whose streams and lists are sent with gzip to clients that ask for it, comma-separated, "
         "percent-encoded",
     )
-    max_subscribers: Number = Field(20_000, ge=1, description="maximum number of streams at a time")
+    max_subscribers: Number = Field(20_000, ge=1, le=MAX_NUMBER, description="maximum number of streams at a time")
     max_feeds: Number = Field(
-        1_000, ge=1, description="maximum number of distinct ranges at a time; lingering feeds are evicted first"
+        1_000,
+        ge=1,
+        le=MAX_NUMBER,
+        description="maximum number of distinct ranges at a time; lingering feeds are evicted first",
     )
     max_channels: Number = Field(
-        10_000, ge=1, description="maximum number of distinct selections at a time; lingering ones are evicted first"
+        10_000,
+        ge=1,
+        le=MAX_NUMBER,
+        description="maximum number of distinct selections at a time; lingering ones are evicted first",
     )
     pin: Items = Field(
         (),
         description="prefixes that are followed as long as the gateway runs, comma-separated, percent-encoded; a "
         "range inside one costs etcd no further watch",
     )
-    max_feed_bytes: Size = Field(256 << 20, ge=1, description="memory for all feeds, and for answers of /v1/kv")
+    max_feed_bytes: Size = Field(
+        256 << 20, ge=1, le=MAX_NUMBER, description="memory for all feeds, and for answers of /v1/kv"
+    )
     max_ranges: Number = Field(32, ge=1, description="maximum number of Range requests in flight at etcd")
     identity_streams: Number = Field(0, ge=0, description="maximum number of streams of one identity; 0 is off")
     identity_selections: Number = Field(
@@ -368,7 +358,7 @@ class Settings(BaseSettings):
         if not all(value):
             msg = "must not have an empty item among others; remove a comma"
             raise ValueError(msg)
-        for item in map(_text, value):
+        for item in map(plain_text, value):
             if item.startswith(("[", "{")):
                 raise ValueError(f"{item!r} is JSON; separate items by commas, without brackets and quotation marks")
         return value

@@ -62,6 +62,7 @@ def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture[
         ),
         (["check", "--prefix", "/", "--stream", "7"], "unrecognized arguments: --stream 7; did you mean --streams?"),
         (["serve", "--colour", "red"], "unrecognized arguments: --colour red\nTry:"),
+        (["serve", "--pin", "/a/", "--pin=/b/"], "argument --pin: is given twice; give it once, with commas"),
         (["serve", "extra"], "unrecognized arguments: extra\nTry:"),
         (["check", "--prefix", "/", "--rounds", "0"], "argument --rounds: invalid number: '0'; use digits only, at"),
         (["check", "--prefix", "/", "--timeout", "x"], "argument --timeout: invalid duration: 'x'; use seconds"),
@@ -96,3 +97,4 @@ def test_values() -> None:
     """Only flags that are given are there, as text: the settings parse them."""
     assert parse(["serve", "--linger", "1s"]) == {"command": "serve", "linger": "1s"}
     assert parse(["config", "check", "--port=9"]) == {"command": "config", "action": "check", "port": "9"}
+    assert parse(["serve", "--port", "1", "--port", "2"])["port"] == "2"  # as a wrapper that adds its own flags expects

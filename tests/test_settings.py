@@ -174,6 +174,10 @@ def test_every_bad_value_is_named(name: str, source: str, monkeypatch: pytest.Mo
         ("identity_streams", "-1"),
         ("address_joins", "0.5"),
         ("min_prefix", "4097"),
+        ("max_subscribers", "9223372036854775808"),
+        ("max_feed_bytes", "9223372036854775808"),
+        ("max_feeds", "9" * 400),
+        ("max_channels", "9" * 400),
         ("auth_proxy_header", "X Forwarded User"),
         ("auth_proxy_header", "X-User:"),
     ],
@@ -487,7 +491,7 @@ NOT_A_FENCE = [
     # Rendered by templates: an empty list, a list of one, nothing, a quoted empty text.
     *("[]", "[ ]", "{}", '[""]', '["/svc/"]', '["/svc/","/b/"]', "['/svc/']", "['']", '""', "''", '"/svc/"', "'/svc/'"),
     *("null", "NULL", "None", "none", "nil", "~", "undefined", "<nil>", "<no value>", "<none>"),
-    *(" ", "  ", "\t", "\n", "\u00a0", "\u3000"),
+    *(" ", "  ", "\t", "\n", "\u00a0", "\u3000", "\ufeff/svc/", "/svc/\u200b"),
     # Lists with another separator, and what a shell or a proxy would read as "all below".
     *("/a/ /b/", "/a/\n/b/", "/a/\u00a0", "/svc/*", "*", "/a/,[]", '/a/,"/b/"', "/a/,null"),
 ]
@@ -641,7 +645,25 @@ def test_odd_values(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["host", "epoch", "instance", "etcd_user"])
 @pytest.mark.parametrize(
-    "text", [" a", "a ", "\u00a0", "a\n", "a\x7f", "\udcff", '""', "'a'", '"a"', "null", "None", "<no value>", "[]"]
+    "text",
+    [
+        " a",
+        "a ",
+        "\u00a0",
+        "a\u00a0b",
+        "\ufeffa",
+        "\u200b",
+        "a\n",
+        "a\x7f",
+        "\udcff",
+        '""',
+        "'a'",
+        '"a"',
+        "null",
+        "None",
+        "<no value>",
+        "[]",
+    ],
 )
 def test_no_text(name: str, text: str) -> None:
     """A text is refused that is invisible in a log, not UTF-8, still quoted, or a template's way to write nothing."""
