@@ -3,9 +3,10 @@
 - ``scope["extensions"]["etcd_watch_gateway"]["client"]``: ASGI has no message for "this connection is stuck, abort it",
   nor for "write these bytes of the body now, if the kernel takes them" (``app.stream.sink``). Another server does not
   offer the extension; there, everything goes through ASGI.
-- On one connection, no request is accepted after a request for a stream. uvicorn would queue a pipelined request and
-  stop reading. Then uvicorn would not detect that the client has disconnected (a watch was held for up to 45 s). The
-  connection ends with the stream.
+- On one connection, no request is accepted after a request for a stream, or for an answer that may be held. uvicorn
+  would queue a pipelined request and stop reading. Then uvicorn would not detect that the client has disconnected (a
+  watch was held for up to 45 s, an answer for 60 s). The connection ends with the stream, or with the answer.
+- If the client disconnects, all requests of the connection learn it. uvicorn tells it only to the last one.
 - A client may half-close its connection and still gets its answer. A half-close ends a stream, though: for a stream it
   counts as a disconnect.
 - Bytes that are not HTTP are answered with a problem, as every other error is. If they come after a whole request, that
@@ -76,6 +77,8 @@ UVICORN = {
 VERSIONS = ("1.1", HTTP_1_0)
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
+# The path, and the header of a request, whose answer may be held.
+HELD, WAIT = "/v1/kv", b"prefer"
 
 
 async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,6 +127,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _taken = False  # a stream has taken over the connection
     _deaf = False  # received bytes are discarded
     _stopping = False  # the next answer is the last
+    _running: RequestResponseCycle | None = None  # the request that is being answered, if others wait for its end
 
     def __init__(self, *args: Any, admission: Admission | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -150,6 +154,12 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything: the client disconnected, or the gateway closed the connection."""
         super().connection_lost(exc)
+        for cycle in (self._running, *(waiting for waiting, _app in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self._running = None
+        self.pipeline.clear()
         if self.timeout_keep_alive_task is not None:  # uvicorn leaves the timer running if the client sent a reset
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -186,6 +196,15 @@ class GatewayProtocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return False
         return bool(cycle.scope["path"] == STREAMS and cycle.scope["method"] == "GET")
+
+    def _is_last(self) -> bool:
+        """Whether no further request is accepted, because the answer to the unfinished one may last."""
+        if self._streaming():
+            return True
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return cycle.scope["path"] == HELD and any(name == WAIT for name, _ in cycle.scope["headers"])
 
     def head_of(self, lines: bytes) -> bytes:
         """Return the head of a stream with these header lines, as uvicorn would send it."""
@@ -240,7 +259,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Discard the request after its answer is sent: it is half of the memory that an idle connection holds."""
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+        self._running = following if self.pipeline else None
         if self._answering() or self.transport.is_closing():
             return
         self._admission.capacity.mark_idle(self)
@@ -309,13 +330,16 @@ class GatewayProtocol(HttpToolsProtocol):
             self._deaf = True
             self.send_400_response("it has two Host headers" if version in VERSIONS else f"its version is {version}")
             return
-        if self._streaming():
+        if self._is_last():
             self.cycle.keep_alive = False
             self._deaf = True
             return
         app = self.config.loaded_app
         self.app = partial(unchunked, app) if version == HTTP_1_0 else app
+        earlier = self.cycle
         super().on_headers_complete()
+        if self.pipeline and self._running is None:
+            self._running = earlier
         self._admission.capacity.mark_busy(self)
         self._keep_alive()
 

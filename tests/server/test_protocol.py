@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
 
+KV = b"GET /v1/kv?prefix=/svc/ HTTP/1.1\r\nHost: a\r\n"
 NOWHERE = "http://127.0.0.1:1"
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -233,6 +235,39 @@ def test_connections_are_counted_through_their_life() -> None:
                     await asyncio.sleep(0.01)
 
     run(work())
+
+
+@pytest.mark.parametrize("leave", ["closes", "resets"])
+def test_a_client_that_leaves_with_requests_waiting(leave: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A held answer ends with its client, although further requests wait; and no request is reported as a failure."""
+
+    async def work() -> None:
+        async with FakeEtcd() as fake, Served("60s", fake.endpoint) as served, served.gateway.running():
+            fake.put(b"/svc/a")
+
+            async def connected() -> bool:
+                return served.gateway.upstream.member_known
+
+            async def held() -> bool:
+                return bool(served.gateway.registry.subscribers())
+
+            async def gone() -> bool:
+                return not (await held() or served.state.tasks or served.admission.capacity.connections)
+
+            await eventually(connected)
+            async with connection(served.port) as one:
+                one.writer.write(KV + b"\r\n")
+                tag = (await one.answer())["etag"].encode()
+                one.writer.write((KV + b"If-None-Match: " + tag + b"\r\nPrefer: wait=60\r\n\r\n") * 3)
+                await eventually(held)
+                if leave == "resets":
+                    one.writer.transport.abort()
+                else:
+                    one.writer.close()
+                await eventually(gone, timeout=30)  # half of the wait, whose end releases them, too
+
+    run(work())
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 class Gone(asyncio.Transport):
