@@ -81,6 +81,7 @@ async def test_a_proof_comes_with_a_bookmark(gateway: Gateway, fake: FakeEtcd) -
 async def test_a_merge_gets_bookmarks_without_asking_again(gateway: Gateway, fake: FakeEtcd) -> None:
     """The caller has said which ranges it merges: an event of one makes the gateway prove the others."""
     merged, quiet = b"prefix=/svc/&prefix=/quiet/", b"prefix=/quiet/"
+    await reached(gateway)
     ours = [Client(gateway, headers=FOLLOWS), Client(gateway, query=quiet, headers=FOLLOWS)]
     elsewhere = Client(gateway, query=quiet, headers=FOLLOWS, client=("192.0.2.7", 5))
     neighbour = Client(gateway, query=quiet)
@@ -100,6 +101,7 @@ async def test_a_merge_gets_bookmarks_without_asking_again(gateway: Gateway, fak
 async def test_a_worker_passes_a_merge_on(gateway: Gateway, fake: FakeEtcd) -> None:
     """Another worker was told of the merge. The streams are here."""
     app = create_app(gateway=gateway)
+    await reached(gateway)
     streams = [Client(gateway, query=query, headers=FOLLOWS) for query in (b"prefix=/quiet/", b"prefix=/svc/")]
     for one in streams:
         await synced(one)
