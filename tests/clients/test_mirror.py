@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -17,13 +17,21 @@ from tests.clients.etcd_watch import run
 from tests.clients.gateways import Gateways
 from tests.support.certificates import Ca
 from tests.support.embedded import EmbeddedEtcd
-from tests.support.etcd import EtcdClient, etcd_client
+from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
+from tests.support.versions import durable_etcd
 from tests.support.waiting import HANG, eventually
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd]
 
 PREFIX = "/svc/"
+
+
+@pytest.fixture(name="etcd")
+async def _etcd() -> AsyncIterator[EmbeddedEtcd]:
+    """An etcd that may be killed under constant writes: whatever it has acknowledged stays."""
+    async with EmbeddedEtcd(folder=durable_etcd().folder, args=ALONE) as etcd:
+        yield etcd
 
 
 class Writer:

@@ -117,6 +117,7 @@ async def test_etcd_killed_and_restarted_under_load(etcd: EmbeddedEtcd, kv: Etcd
         followers = await stack.enter_async_context(follow(server.base, 10))
         for turn in range(3):
             await write(kv, random.Random(turn), 100)
+            await kv.settle()
             await etcd.kill()
             await etcd.restart()
             await eventually(lambda: _put(kv))
@@ -196,6 +197,7 @@ async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -
     async with gateway(etcd.endpoint) as server, AsyncExitStack() as stack:
         followers = await stack.enter_async_context(follow(server.base, 3, "/quiet/"))
         await write(kv, random.Random(1), 100)
+        await kv.settle()
         await etcd.kill()
         await etcd.restart()
         await eventually(lambda: _put(kv))

@@ -174,6 +174,7 @@ async def test_etcd_killed_and_back(etcd: EmbeddedEtcd, settings: dict[str, str]
         await stream.until("synced")
         await kv.transact({"/svc/a": "2", "/config/a": "2"})
         await stream.changes(2)
+        await kv.settle()
         await etcd.kill()
         stale = (await stream.until("status"))[-1]
         assert (stale.data["state"], stale.data["ranges"]) == ("stale", RANGES)
