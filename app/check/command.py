@@ -49,15 +49,15 @@ class Check:
         options = self._options
         before = (await self._settled(None))[-1]
         unread = sum(departure is Departure.UNREAD for departure in self._departures())
+        linger = self._sampler.linger
         self._tell(
             f"{self._range} at {options.url}, etcd by {', '.join(self._sampler.etcd_metrics)}",
             f"{options.streams} streams a round, {unread} of them gone before their first byte; the gateway keeps an "
-            f"unused feed for {self._sampler.linger:g} s",
+            f"unused feed for {linger:g} s, so this takes about {options.rounds * (linger + 2):.0f} s",
             "",
             *HEADINGS,
             _row("before", before),
         )
-        linger = self._sampler.linger
         if options.timeout <= linger + GRACE:
             raise UnreachableError(
                 f"--timeout is {options.timeout:g} s, but the gateway keeps an unused feed for {linger:g} s: "
