@@ -156,6 +156,7 @@ export class Mirror<T = unknown> {
   /**
    * @param url the gateway's address, with the path under which a proxy serves it
    * @param ranges a prefix, or several ranges, which are one stream in one order; the prefix "" means all keys
+   * @throws TypeError what is not a URL, a range or an option, and what to write
    */
   constructor(url: string | URL, ranges: Range | readonly Range[], options?: Options<T>);
 }
