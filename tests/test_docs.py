@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import ssl
 import tomllib
@@ -143,6 +144,14 @@ def test_settings_that_are_spoken_of_exist() -> None:
     for path in DOCS.rglob("*.md"):
         named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b(?!_?\*)", path.read_text(encoding="utf-8")))
         assert named <= known, path.name
+
+
+async def test_the_example_of_a_problem_is_an_answer(server: GatewayProcess) -> None:
+    shown = re.search(r"```json\n(.*?)\n```", read("problems.md"))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.get(f"{server.base}/v1/watch?prefix=/svc/&foo=1")
+    assert shown is not None
+    assert answer.json() == json.loads(shown[1])
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
