@@ -39,3 +39,9 @@ test('many mirrors spread over the gateways', async () => {
   }
   assert.deepEqual(asked, ['http://a/v1/watch?prefix=x', 'http://b/v1/watch?prefix=x', 'http://c/path/v1/watch?prefix=x']);
 });
+
+test('a wrong call fails at once, and says what to write', () => {
+  for (const urls of [undefined, null, '127.0.0.1:8080', ['http://a', undefined]])
+    assert.throws(() => anyOf(urls), { name: 'TypeError', message: /is not the URL of a gateway; write http:\/\/HOST:PORT$/ });
+  assert.throws(() => anyOf([]), { name: 'TypeError', message: 'name the URL of one gateway, or of several' });
+});

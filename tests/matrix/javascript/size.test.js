@@ -14,7 +14,7 @@ const PARTS = {
   'for Server-Sent Events': [['event-source.js', 'written.js'], 2100],
   'for one connection of all tabs': [['shared.js', 'written.js'], 1850],
   'the worker of all tabs': [['shared-worker.js'], 3300],
-  'for several gateways': [['gateways.js'], 400],
+  'for several gateways': [['gateways.js'], 520],
   'for React': [['react.js', 'snapshots.js'], 1350],
   'for Vue': [['vue.js', 'snapshots.js'], 1250],
 };
