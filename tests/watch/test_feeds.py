@@ -21,12 +21,12 @@ INSIDE = KeyRange("prefix", b"/svc/x/")
 
 
 async def live(world: World) -> None:
-    """Return once the pinned feed is live, and the registry knows that."""
+    """Return once the pinned feed is live and has read its older history, and the registry knows that."""
 
     async def so() -> bool:
         world.registry.feeds.check_all()
         feed = world.registry.feeds.get(SVC)
-        return feed is not None and feed.state is State.LIVE and world.registry.feeds.pins[SVC].settled
+        return feed is not None and world.registry.feeds.pins[SVC].settled and await settled(feed)()
 
     await eventually(so)
 
