@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import app
+from tests.support.measured import REPEATING
 from tests.support.schedule import FIRST, TOGETHER
 from tools.tests import compare_with_floors
 
@@ -171,9 +172,9 @@ def test_they_are_found(line: str, kind: str) -> None:
     assert any(map(short_timeout, nodes)) == (kind == "timeout")
 
 
-@pytest.mark.parametrize("prefix", sorted({*FIRST, *TOGETHER}))
-def test_what_is_scheduled_is_there(prefix: str) -> None:
-    """A renamed file would silently lose its place in the schedule."""
+@pytest.mark.parametrize("prefix", sorted({*FIRST, *TOGETHER, *(f"tests/{name}" for name in REPEATING)}))
+def test_what_is_named_is_there(prefix: str) -> None:
+    """A renamed file would silently lose its place in the schedule, or be measured."""
     path, _, name = prefix.partition("::")
     found = list(TESTS.parent.glob(f"{path.rstrip('/')}*"))
 

@@ -46,7 +46,12 @@ NEVER_WRITTEN = (Several((Watched("key", QUIET), Watched("key", b"/zquiet"))),)
 # What shows a bug sooner than a crowd does that draws what it follows. Of such a crowd only one follower or two can see
 # the bug: a bug took up to 70 s of CPU.
 DIRECTED: dict[str, dict[str, Any]] = {
-    "etag-without-the-count": {"readers": 1},
+    "etag-without-the-count": {
+        "readers": 1,
+        "followers": 10,
+        "rate": 40.0,
+        "selections": (Watched("prefix", b"/a/"), Watched("prefix", b"/z")),
+    },
     "merge-survives-generation": {"selections": OF_SEVERAL_FEEDS, "followers": 12},
     "projected-tip-that-stands-still": {"selections": NEVER_WRITTEN, "followers": 4, "rate": 40.0},
     "reader-survives-generation": {"selections": IN_THE_PIN, "followers": 8},
