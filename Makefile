@@ -53,8 +53,8 @@ lint: $(INSTALLED)  ## ruff: rules and format
 	$(BIN)/python -m ruff format --check
 
 types: $(INSTALLED)  ## mypy, strict, and once more as on macOS: what only Linux has is an error there
-	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy --platform darwin --cache-dir .mypy_cache/darwin app clients/python/src
+	@$(BIN)/python -m mypy --platform darwin --cache-dir .mypy_cache/darwin app clients/python/src & darwin=$$!; \
+		$(BIN)/python -m mypy; whole=$$?; wait $$darwin && exit $$whole
 
 helm: $(INSTALLED)  ## test the chart: lint, schema, manifests, NOTES (and lint the Dockerfile)
 	$(BIN)/python -m pytest tests/deploy/test_chart*.py $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,14 +80,6 @@ TIMEOUTS_ALLOWED = {
 WORDS = {"clocks": re.compile(rf"\.({'|'.join(CLOCKS)})\b"), "timeouts": re.compile(r"[(,=]\s*\d+(\.\d+)?\s*[,)]")}
 
 
-def sources(kind: str) -> Iterator[tuple[str, ast.Module]]:
-    """Every file of the tests, except this one, that may contain this kind of node."""
-    for path in sorted(TESTS.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if path != Path(__file__) and WORDS[kind].search(text):
-            yield path.relative_to(TESTS).as_posix(), ast.parse(text)
-
-
 def reads_a_clock(node: ast.AST) -> bool:
     """Whether *node* is ``time.monotonic()``, ``loop.time()`` or the like, called or passed on."""
     return isinstance(node, ast.Attribute) and node.attr in CLOCKS and isinstance(node.ctx, ast.Load)
@@ -106,16 +98,29 @@ def short_timeout(node: ast.AST) -> bool:
     return isinstance(given, ast.Constant) and isinstance(given.value, int | float) and given.value < LEAST
 
 
-def found(kind: str) -> set[str]:
-    """The files that contain this kind of node."""
-    check = {"clocks": reads_a_clock, "timeouts": short_timeout}[kind]
-    return {name for name, tree in sources(kind) if any(check(node) for node in ast.walk(tree))}
+CHECKS = {"clocks": reads_a_clock, "timeouts": short_timeout}
+
+
+@cache
+def found() -> dict[str, set[str]]:
+    """The files of the tests, except this one, that contain each kind of node."""
+    files: dict[str, set[str]] = {kind: set() for kind in CHECKS}
+    for path in TESTS.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        checks = {kind: CHECKS[kind] for kind, words in WORDS.items() if words.search(text)}
+        if path == Path(__file__) or not checks:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            for kind, check in checks.items():
+                if check(node):
+                    files[kind].add(path.relative_to(TESTS).as_posix())
+    return files
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [("clocks", CLOCKS_ALLOWED), ("timeouts", TIMEOUTS_ALLOWED)])
 def test_no_test_depends_on_how_fast_the_machine_is(kind: str, allowed: dict[str, str]) -> None:
     """Decide questions of time in the core, with a given clock; wait for conditions, with HANG; or give the reason."""
-    files = found(kind)
+    files = found()[kind]
     named = {
         name: next((entry for entry in allowed if name == entry or name.startswith(f"{entry}/")), "") for name in files
     }
@@ -176,10 +181,10 @@ def test_they_are_found(line: str, kind: str) -> None:
 def test_what_is_named_is_there(prefix: str) -> None:
     """A renamed file would silently lose its place in the schedule, or be measured."""
     path, _, name = prefix.partition("::")
-    found = list(TESTS.parent.glob(f"{path.rstrip('/')}*"))
+    files = list(TESTS.parent.glob(f"{path.rstrip('/')}*"))
 
-    assert found
-    assert not name or f"def {name}(" in found[0].read_text(encoding="utf-8")
+    assert files
+    assert not name or f"def {name}(" in files[0].read_text(encoding="utf-8")
 
 
 def counted(branches: int, statements: int = 100) -> dict[str, object]:

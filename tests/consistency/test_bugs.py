@@ -42,6 +42,7 @@ OF_SEVERAL_FEEDS = (
     Several((Watched("prefix", b"/z"), Watched("key", b"/nl/\n\x00/k1"), Watched("prefix", PIN))),
     Several((Watched("prefix", b"/bin/\xff"), Watched("prefix", b"/z"))),
 )
+TWO_PREFIXES = (Watched("prefix", b"/a/"), Watched("prefix", b"/z"))
 NEVER_WRITTEN = (Several((Watched("key", QUIET), Watched("key", b"/zquiet"))),)
 # What shows a bug sooner than a crowd does that draws what it follows. Of such a crowd only one follower or two can see
 # the bug: a bug took up to 70 s of CPU.
