@@ -13,7 +13,7 @@ import pytest
 from tests.support.workers import FORKS
 
 # No other plugin: each takes its time to be imported.
-ALONE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+ALONE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 TOP = Path(__file__).parents[1]
 TESTS = """
 import os, signal, time, warnings
