@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
+from annotated_types import Le
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app import __version__
 from app.access.policy_file import PolicyDocument
 from app.access.tokens import TokenEntry
 from app.settings import Seconds, Settings, Size
+from app.units import MOST_WORKERS
 
 CHART = Path(__file__).parents[1] / "helm" / "etcd-watch-gateway"
 BEGIN, END = "<!-- values: written by `make chart` -->\n", "<!-- end of values -->\n"
@@ -440,6 +442,8 @@ ELSEWHERE = frozenset({
     "drain_timeout", "instance", "trusted_proxies", "upstream", "upstream_cacert",
     "upstream_cert", "upstream_key", "upstream_token_file",
 })  # fmt: skip
+# Helm reads a number as a float, which holds integers exactly up to here. It wrote 2^63 - 1 as -9223372036854775808.
+EXACT = 2**53 - 1
 _SECONDS, _SIZE = (get_args(kind)[1] for kind in (Seconds, Size))
 
 
@@ -449,8 +453,13 @@ def camel(name: str) -> str:
 
 
 def _kind(name: str) -> Any:
+    if name == "workers":
+        return Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"] | None
     field = Settings.model_fields[name]
     bounds = [item for item in field.metadata if item not in (_SECONDS, _SIZE)]
+    if field.annotation is int:
+        lower = any(isinstance(item, Le) and item.le <= EXACT for item in bounds)
+        bounds = bounds if lower else [Le(EXACT), *(item for item in bounds if not isinstance(item, Le))]
     if _SECONDS in field.metadata:
         return Annotated[int, *bounds] | Duration | None
     if _SIZE in field.metadata:

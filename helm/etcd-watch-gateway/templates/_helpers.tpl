@@ -144,6 +144,15 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.parentRefs is required with httpRoute.enabled: without a parent, no Gateway serves the route" -}}
 {{- end -}}
+{{- if or (has .Values.host (list "::1" "localhost")) (hasPrefix "127." .Values.host) -}}
+{{- fail (printf "host must not be %s: neither the kubelet's probes nor clients reach a loopback address of the pod; leave it empty" .Values.host) -}}
+{{- end -}}
+{{- with .Values.podDisruptionBudget -}}
+{{- $fewest := ternary $.Values.autoscaling.minReplicas $.Values.replicas $.Values.autoscaling.enabled -}}
+{{- if and .enabled (gt (int $fewest) 1) (not (kindIs "string" .minAvailable)) (ge (int .minAvailable) (int $fewest)) -}}
+{{- fail (printf "podDisruptionBudget.minAvailable (%d) must be below the number of replicas (%d): otherwise no node with a pod could be drained" (int .minAvailable) (int $fewest)) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.autoscaling -}}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
 {{- fail (printf "autoscaling.minReplicas (%d) must not be above autoscaling.maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) -}}
