@@ -109,6 +109,9 @@ class Client:
             raise HeadTooLargeError("the request is too long for the upstream gateway") from None
         finally:
             self.requests -= 1
+        # httpx makes a cycle of a response and its stream. With it, the body, up to a page of 16 MiB, waited for a full
+        # collection, of which there are few: 4,000 rude clients made an edge 260 MiB larger.
+        response.stream = httpx.ByteStream(b"")
         return Answer(response.status_code, response.headers, response.content)
 
     @contextlib.asynccontextmanager

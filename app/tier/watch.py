@@ -184,6 +184,10 @@ class UpstreamWatch:
             reason = f"{url}: {str(error) or type(error).__name__}"
         except TimeoutError:
             reason = f"{url}: no answer within {HEAD_TIMEOUT:g} s, or silent for three heartbeats"
+        finally:
+            # A cancelled task keeps its error, whose traceback refers to this watch and to the response with up to 1 MB
+            # of unread bytes. As a cycle, all that waited for a full collection, of which there are few.
+            self._task = None
         self._give(Lost(reason))
 
     async def _follow(self, response: httpx.Response, core: GatewayWatch) -> None:

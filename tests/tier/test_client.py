@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 
+import httpx
 import pytest
 
 from app.core.errors import HeadTooLargeError
@@ -55,6 +57,24 @@ async def test_a_request_that_no_gateway_takes() -> None:
         await client.get("/v1/kv", "prefix=/a/&page=" + "A" * 65_536)
     assert client.requests == 0
     await client.aclose()
+
+
+async def test_an_answer_does_not_wait_for_the_collector() -> None:
+    """httpx's response, which has the whole body, is freed at once."""
+
+    def responses() -> set[int]:
+        return {id(one) for one in gc.get_objects() if isinstance(one, httpx.Response)}
+
+    gc.disable()
+    try:
+        async with scripted() as root:
+            client = Client([root.url], lambda: None, lambda: "", lambda: None)
+            before = responses()
+            assert (await client.get("/v1/progress", "")).body
+            assert responses() <= before
+            await client.aclose()
+    finally:
+        gc.enable()
 
 
 async def test_requests_under_way_are_counted() -> None:
