@@ -100,7 +100,7 @@ class AccessControl:
         headers = list(headers)
         sent = [value for name, value in headers if name == b"authorization"]
         if not self.guarded and (self._sessions is None or sent):
-            return self._by_static_token(sent[0] if sent else b"")
+            return self._by_static_token(sent)
         try:
             named = self._proxy.identity_of(headers, peer) if self._proxy is not None else None
             if named is not None:
@@ -110,10 +110,7 @@ class AccessControl:
                         code="conflicting-credentials",
                     )
                 return named
-            if len(sent) > 1:
-                raise BadRequestError(
-                    "the request has two Authorization headers; send one", code="conflicting-credentials"
-                )
+            _refuse_two(sent)
             if sent:
                 return await self._bearer.identity_of(sent[0])
             session = self.session_of(headers)
@@ -123,16 +120,17 @@ class AccessControl:
             error.headers = INVALID_TOKEN
             raise
         if not self.guarded:
-            return self._by_static_token(b"")
+            return self._by_static_token(sent)
         if not self.admits_anonymous:
             raise UnauthorizedError("the request has no credentials; send the header 'Authorization: Bearer <token>'")
         return ANONYMOUS
 
-    def _by_static_token(self, authorization: bytes) -> Identity:
+    def _by_static_token(self, sent: Sequence[bytes]) -> Identity:
         token = self._bearer.token
         if token is None:
             return ANONYMOUS
-        if not token.matches(token_in(authorization) or b""):
+        _refuse_two(sent)
+        if not token.matches((token_in(sent[0]) if sent else None) or b""):
             raise UnauthorizedError(
                 "the bearer token is missing or wrong; send the header 'Authorization: Bearer <token>'"
             )
@@ -437,3 +435,9 @@ def _remember(known: dict[Asked, T], asked: Asked, value: T) -> None:
 def _denied(identity: Identity, *ranges: KeyRange) -> str:
     named = ", ".join(map(str, ranges))
     return f"{named} may not be read by {identity.name}; GET /v1/access lists what may be read"
+
+
+def _refuse_two(sent: Sequence[bytes]) -> None:
+    """Refuse two Authorization headers: a proxy may look at the other one."""
+    if len(sent) > 1:
+        raise BadRequestError("the request has two Authorization headers; send one", code="conflicting-credentials")

@@ -158,6 +158,15 @@ async def test_two_tokens(tmp_path: Path) -> None:
         assert caught.value.code == "conflicting-credentials"
 
 
+async def test_two_static_tokens(static: AccessControl) -> None:
+    """The same holds for the static token alone, whichever header is right."""
+    right, wrong = (b"authorization", b"Bearer s3cret\xa0"), (b"authorization", b"Bearer x")
+    for sent in ([right, right], [right, wrong], [wrong, right]):
+        with pytest.raises(BadRequestError) as caught:
+            await static.authenticate(sent, None)
+        assert caught.value.code == "conflicting-credentials"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
