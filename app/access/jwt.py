@@ -6,6 +6,7 @@ may use: never what the token itself brings (``jwk``, ``jku``, ``x5u``, ``x5c`` 
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def parse_secret(data: bytes) -> bytes:
     if secret.startswith((b"-----BEGIN", b"ssh-", b"ecdsa-", b"{")):
         # The classic attack signs with HS256 and the public key, which everybody knows.
         raise FileError("holds a key of another kind, not a secret")
+    if secret.startswith(codecs.BOM_UTF8):
+        raise FileError("begins with a byte order mark, which the issuer's secret does not have; save it without one")
     if len(secret) < LEAST_SECRET:
         raise FileError(f"has {len(secret)} bytes; a secret must have {LEAST_SECRET} at least")
     return secret

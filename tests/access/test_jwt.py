@@ -206,10 +206,11 @@ async def test_a_secret(tmp_path: Path) -> None:
         b"-----BEGIN PUBLIC KEY-----\n" + b"x" * 99,
         b'{"kty": "RSA"}' + b" " * 99 + b"x",
         b"ssh-rsa " * 9,
+        b"\xef\xbb\xbf" + b"x" * 64,
     ],
 )
 def test_what_is_not_a_secret(content: bytes) -> None:
-    """A public key, which everybody knows, and a short secret are refused at the start."""
+    """A public key, which everybody knows, a short secret, and one with an editor's mark are refused at the start."""
     with pytest.raises(FileError) as caught:
         parse_secret(content)
 
