@@ -156,6 +156,7 @@ class SelectedHistory:
             self.restart()  # from views that have this change
             return
         if self._view is None or not self._continues:
+            self._update_awaited()  # this feed may be where the selection starts anew, while another one is not
             return
         if batch.revision <= self._start:
             # The start is not reached yet: another feed's view was taken at a higher revision.
@@ -172,6 +173,8 @@ class SelectedHistory:
             return
         if self._view is not None and self._continues:
             self._go_on()
+        else:
+            self._update_awaited()
 
     def restart(self) -> None:
         """Start anew from the feeds' views if a feed has begun a new generation, or has dropped its view."""

@@ -479,6 +479,19 @@ def test_a_merge_that_lags_starts_with_a_new_generation() -> None:
     assert (selected.joinable, selected.reason, selected.log.tip) == (True, "restored", 3)
 
 
+def test_a_merge_that_lags_does_not_await_a_feed_that_has_come_so_far() -> None:
+    """It awaited such a feed until all feeds had come so far: etcd was asked for progress in vain."""
+    machine = SelectionMachine()
+    machine.begin(pinned=True, started=True, chosen=[A, B, KeyRange("key", b"/c")])
+    for _ in range(4):
+        machine.write([b"/a/1"], deletes=False)
+    _busy, quiet, other = machine.selected.parts
+    machine.deliver(number=0, revisions=7, progress=False)  # its log forgets what waits
+    assert machine.selected.awaited == {quiet, other}
+    machine.deliver(number=2, revisions=7, progress=True)
+    assert machine.selected.awaited == {quiet}
+
+
 def test_the_feeds_count_the_values() -> None:
     """A selection counts references and what it has encoded, not the values once more."""
     store = Store()
