@@ -258,7 +258,7 @@ class Fork:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Take the number of workers from pytest-xdist, which then does nothing."""
-    number = len(config.option.tx or ())
+    number = len(getattr(config.option, "tx", None) or ())  # there is none with ``-p no:xdist``
     if not number or config.option.dist == "no":
         return
     if not FORKS:
