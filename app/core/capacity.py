@@ -1,7 +1,8 @@
 """The limit on connections, and which connection is closed at the limit. File descriptors run out before memory does.
 
 A connection is *busy* from the end of a request's head to the end of its answer, and idle otherwise. At the limit, a
-new connection evicts the connection that has been idle longest, so that clients that send nothing keep nobody out. Long
+new connection evicts the connection that has been idle longest, so that clients that send nothing keep nobody out. If
+hundreds arrive at once, a connection is the oldest before its request has been read: it is spared, once. Long
 requests (a stream, a read) are admitted only while *spare* connections are left for short ones: probes, metrics,
 refusals. The connections that the gateway itself has, to its upstream gateway, leave room for fewer clients.
 """
@@ -35,7 +36,7 @@ class Capacity(Generic[C]):
         own: returns how many the gateway itself has, beyond those that are reserved anyway.
     """
 
-    __slots__ = ("_evicting", "_idle", "_own", "connections", "evicted", "limit", "spare")
+    __slots__ = ("_evicting", "_idle", "_own", "_spared", "connections", "evicted", "limit", "spare")
 
     def __init__(self, limit: int, spare: int, own: Callable[[], int] = lambda: 0) -> None:
         self.limit = limit
@@ -45,6 +46,7 @@ class Capacity(Generic[C]):
         self.evicted = 0
         self._idle: dict[C, None] = {}  # the connection that has been idle longest comes first
         self._evicting: set[C] = set()  # evicted, and not closed yet
+        self._spared: set[C] = set()  # idle, and evicted next time
 
     @property
     def busy(self) -> int:
@@ -65,22 +67,25 @@ class Capacity(Generic[C]):
         """Return the current counts."""
         return ConnectionStatistics(self.connections, self.busy, self.room, self.evicted)
 
-    def arrive(self, connection: C) -> C | None:
-        """Count a new, idle connection. Return the connection to evict: the new one itself if all others are busy."""
+    def arrive(self, connection: C, has_unread: Callable[[C], bool] = lambda _connection: False) -> C | None:
+        """Count a new, idle connection. Return the connection to evict: the new one itself if all others are busy.
+
+        *has_unread*: whether a connection has sent something that was not read yet.
+        """
         self.connections += 1
         self._idle[connection] = None
         if self.connections - len(self._evicting) <= self.room:
             return None
-        victim = next(iter(self._idle))
+        victim = self._idle_longest(has_unread)
         # Many connections may arrive before one victim is closed: each must evict another.
-        del self._idle[victim]
+        self._forget_idle(victim)
         self._evicting.add(victim)
         self.evicted += 1
         return victim
 
     def mark_busy(self, connection: C) -> None:
         """Mark *connection* busy: its request has arrived."""
-        self._idle.pop(connection, None)
+        self._forget_idle(connection)
 
     def mark_idle(self, connection: C) -> None:
         """Mark *connection* idle: its answer is sent."""
@@ -89,8 +94,22 @@ class Capacity(Generic[C]):
     def leave(self, connection: C) -> None:
         """Stop counting *connection*, which the client or the gateway has closed. Call this once per connection."""
         self.connections -= 1
-        self._idle.pop(connection, None)
+        self._forget_idle(connection)
         self._evicting.discard(connection)
+
+    def _idle_longest(self, has_unread: Callable[[C], bool]) -> C:
+        """Return the connection to evict. One that has a request in its socket is spared once, and comes last."""
+        while True:
+            oldest = next(iter(self._idle))
+            if oldest in self._spared or not has_unread(oldest):
+                return oldest
+            self._spared.add(oldest)
+            del self._idle[oldest]
+            self._idle[oldest] = None
+
+    def _forget_idle(self, connection: C) -> None:
+        self._idle.pop(connection, None)
+        self._spared.discard(connection)
 
     def check(self) -> None:
         """Raise OverCapacityError unless there is room for a long request."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import sys
+import termios
 from typing import Protocol
 
 from ..core.capacity import Capacity
@@ -18,9 +21,19 @@ class Connection(Protocol):
     """The part of a client's connection that admission needs."""
 
     loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
 
     def give_way(self) -> None:
         """Close the connection: another connection takes its place."""
+
+
+def has_unread(connection: Connection) -> bool:
+    """Whether the system has received bytes of the client that the gateway has not read."""
+    found = connection.transport.get_extra_info("socket")
+    if found is None or found.fileno() < 0:
+        return False
+    unread = fcntl.ioctl(found.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(unread, sys.byteorder) > 0
 
 
 class Admission:
@@ -32,7 +45,7 @@ class Admission:
 
     def let_in(self, connection: Connection) -> None:
         """Admit a new connection. If there is no room, evict the connection that has been idle longest."""
-        victim = self.capacity.arrive(connection)
+        victim = self.capacity.arrive(connection, has_unread)
         if victim is None:
             return
         victim.give_way()

@@ -41,6 +41,15 @@ def test_many_arrive_before_one_has_gone() -> None:
     assert capacity.arrive("h") == "e"
 
 
+def test_who_has_a_request_in_the_socket_is_spared_once() -> None:
+    """Such a connection comes last. If its request does not come to an end, it goes as the others do."""
+    capacity: Capacity[str] = Capacity(3, 1)
+    asking = {"a", "b"}
+    victims = [capacity.arrive(name, asking.__contains__) for name in "abcdefg"]
+
+    assert victims == [None, None, None, "c", "d", "a", "b"]
+
+
 def test_when_all_are_busy_the_new_one_goes() -> None:
     """When all connections are busy, the new one is closed."""
     capacity: Capacity[str] = Capacity(2, 0)
@@ -99,11 +108,11 @@ class Crowd(RuleBasedStateMachine):
         self.states: dict[int, bool] = {}  # whether each is busy
         self.count = 0
 
-    @rule(target=there)
-    def arrive(self) -> int:
+    @rule(target=there, unread=st.integers(1, 4))
+    def arrive(self, unread: int) -> int:
         self.count += 1
         self.states[self.count] = False
-        victim = self.capacity.arrive(self.count)
+        victim = self.capacity.arrive(self.count, lambda one: one % unread == 0)
         if victim is not None:
             assert self.states.pop(victim) is False
             self.capacity.leave(victim)
