@@ -19,7 +19,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import GatewayProcess, gateway
-from tests.support.metrics import etcd_metric
+from tests.support.metrics import etcd_metric, gateway_metric
 from tests.support.size import size
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
@@ -339,6 +339,9 @@ async def test_identical_reads_share(
     async def nobody_follows() -> bool:  # otherwise the read that proves feeds current would be counted
         return bool((await http.get("/v1/feeds")).json()["feeds"] == [])
 
+    async def all_wait() -> bool:
+        return await gateway_metric(http, "connections_busy") > 200
+
     await eventually(nobody_follows)
     lines = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)))
     before = await ranges(http, etcd)
@@ -347,8 +350,7 @@ async def test_identical_reads_share(
         for _reader, writer in lines:
             writer.write(b"GET /v1/kv?prefix=/shared/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await asyncio.gather(*(writer.drain() for _reader, writer in lines))
-        for _ in range(3):  # rounds of the gateway's loop: by then it has read all requests
-            await http.get("/livez")
+        await eventually(all_wait)
     finally:
         etcd.sigcont()
     answers = await asyncio.gather(*(reader.read() for reader, _writer in lines))

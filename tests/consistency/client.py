@@ -104,8 +104,8 @@ class Client:
             self.checked += 1
             truth = self._truth_of(claim)
             if claim.items == truth:
-                # Changes alone may be those of two histories.
-                self._sound = self._sound or claim.after is None
+                # Changes alone may be those of two histories, and so may a state from before the restored snapshot.
+                self._sound = self._sound or (claim.after is None and claim.revision > self._history.forked_at)
             elif not self._sound and self._chronicle.now.parent is not None:
                 # The mirror's gateway has not noticed a restore yet. If the client is cut off before the gateway does,
                 # nothing tells it that its cursor is of the old history.
