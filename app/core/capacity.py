@@ -36,7 +36,7 @@ class Capacity(Generic[C]):
         own: returns how many the gateway itself has, beyond those that are reserved anyway.
     """
 
-    __slots__ = ("_evicting", "_idle", "_own", "_spared", "connections", "evicted", "limit", "spare")
+    __slots__ = ("_evicting", "_idle", "_own", "connections", "evicted", "limit", "spare")
 
     def __init__(self, limit: int, spare: int, own: Callable[[], int] = lambda: 0) -> None:
         self.limit = limit
@@ -44,9 +44,8 @@ class Capacity(Generic[C]):
         self._own = own
         self.connections = 0
         self.evicted = 0
-        self._idle: dict[C, None] = {}  # the connection that has been idle longest comes first
+        self._idle: dict[C, bool] = {}  # whether each was spared; the one that has been idle longest comes first
         self._evicting: set[C] = set()  # evicted, and not closed yet
-        self._spared: set[C] = set()  # idle, and evicted next time
 
     @property
     def busy(self) -> int:
@@ -73,43 +72,38 @@ class Capacity(Generic[C]):
         *has_unread*: whether a connection has sent something that was not read yet.
         """
         self.connections += 1
-        self._idle[connection] = None
+        self._idle[connection] = False
         if self.connections - len(self._evicting) <= self.room:
             return None
         victim = self._idle_longest(has_unread)
         # Many connections may arrive before one victim is closed: each must evict another.
-        self._forget_idle(victim)
+        del self._idle[victim]
         self._evicting.add(victim)
         self.evicted += 1
         return victim
 
     def mark_busy(self, connection: C) -> None:
         """Mark *connection* busy: its request has arrived."""
-        self._forget_idle(connection)
+        self._idle.pop(connection, None)
 
     def mark_idle(self, connection: C) -> None:
         """Mark *connection* idle: its answer is sent."""
-        self._idle[connection] = None
+        self._idle[connection] = False
 
     def leave(self, connection: C) -> None:
         """Stop counting *connection*, which the client or the gateway has closed. Call this once per connection."""
         self.connections -= 1
-        self._forget_idle(connection)
+        self._idle.pop(connection, None)
         self._evicting.discard(connection)
 
     def _idle_longest(self, has_unread: Callable[[C], bool]) -> C:
         """Return the connection to evict. One that has a request in its socket is spared once, and comes last."""
         while True:
             oldest = next(iter(self._idle))
-            if oldest in self._spared or not has_unread(oldest):
+            if self._idle[oldest] or not has_unread(oldest):
                 return oldest
-            self._spared.add(oldest)
             del self._idle[oldest]
-            self._idle[oldest] = None
-
-    def _forget_idle(self, connection: C) -> None:
-        self._idle.pop(connection, None)
-        self._spared.discard(connection)
+            self._idle[oldest] = True
 
     def check(self) -> None:
         """Raise OverCapacityError unless there is room for a long request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from .witnessed_history import HistoryProgress, WitnessedHistory
 
@@ -19,7 +20,7 @@ class KnownHistory:
 
     def __init__(self) -> None:
         self.highest = NOTHING
-        self.reported: WitnessedHistory | None = None  # the last report
+        self._reported: WitnessedHistory | None = None  # the last report that counts
         self._cluster_id = 0
         self._known_since = -math.inf  # when ``highest`` was known, in monotonic seconds
         self._began_before = -math.inf  # when the read began that has proven the last restore
@@ -33,7 +34,7 @@ class KnownHistory:
         if same_cluster and report.first_at < self._began_before:
             return None
         ended = same_cluster and report.first_at > self._known_since and report.first.fell_below(highest)
-        self.reported = report
+        self._reported = report
         if ended or not same_cluster:
             self._cluster_id, self.highest, self._known_since = report.cluster_id, report.highest, now
             self._began_before = report.first_at if ended else -math.inf
@@ -43,7 +44,4 @@ class KnownHistory:
 
     def witnessed(self) -> WitnessedHistory | None:
         """Return what to report to gateways below; None while nothing is known."""
-        report = self.reported
-        if report is None:
-            return None
-        return WitnessedHistory(report.cluster_id, report.first, report.first_at, self.highest)
+        return replace(self._reported, highest=self.highest) if self._reported is not None else None
