@@ -1,16 +1,17 @@
-"""A merge that a gateway makes which follows this one: which ranges must be proven further for it.
+"""A merge at a gateway below this one: for which of its ranges the merge waits.
 
 Must live here: which ranges the merge waits for. Must not: a view, a log, or readers, which the gateway below has
 (``selected_history``); asking etcd, and telling the gateway below (``app.watch.merges_below``).
 
-The gateway below holds a revision of one range back until all other ranges are proven up to there. This gateway has
-every event first, so it knows what the merge will wait for, and need not be asked.
+The gateway below holds a revision of one range back until all other ranges are proven up to that revision. This gateway
+has every event first. So it knows for what the merge will wait before the gateway below can ask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .awaiting_parts import AwaitingParts
 from .events import Batch
 from .history import History
 from .selection import Ranges
@@ -47,7 +48,7 @@ class Part:
         self._owner.look()
 
 
-class MergeBelow:
+class MergeBelow(AwaitingParts[Part]):
     """See the module.
 
     Args:
@@ -56,31 +57,19 @@ class MergeBelow:
     """
 
     def __init__(self, sources: Sequence[tuple[History, Ranges]], on_wait: Callable[[], None]) -> None:
-        self.parts = [Part(self, history, ranges) for history, ranges in sources]
-        # The parts whose feeds must move before the gateway below can release everything.
-        self.awaited: frozenset[Part] = frozenset()
-        self._on_wait = on_wait
+        super().__init__([Part(self, history, ranges) for history, ranges in sources], on_wait)
 
     def follow(self) -> None:
         """Begin to follow the feeds, once."""
-        for part in self.parts:
-            part.history.followers.add(part)
+        self._follow_feeds()
         self.look()
 
     def leave(self) -> None:
         """Stop following the feeds, and wait for none. Idempotent."""
-        for part in self.parts:
-            part.history.followers.discard(part)
+        self._leave_feeds()
         self._await(frozenset())
 
     def look(self) -> None:
         """Find out which feeds must move."""
         newest = max(part.newest for part in self.parts)
         self._await(frozenset(part for part in self.parts if part.history.log.tip < newest))
-
-    def _await(self, awaited: frozenset[Part]) -> None:
-        if awaited != self.awaited:
-            self.awaited = awaited
-            for part in self.parts:
-                part.history.followers.await_tip(part, wanted=part in awaited)
-            self._on_wait()

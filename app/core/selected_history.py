@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from .awaiting_parts import AwaitingParts
 from .events import REFERENCE, Batch, Event
 from .history import History
 from .log import EVERYTHING, Bounds, Log, MayKeep, keep_all
@@ -88,7 +89,7 @@ class Part:
         return found
 
 
-class SelectedHistory:
+class SelectedHistory(AwaitingParts[Part]):
     """See the module. Readers follow it as they follow a feed's ``History``.
 
     Args:
@@ -105,16 +106,13 @@ class SelectedHistory:
         on_change: Callable[[], None],
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self.parts = [Part(self, history, older, ranges) for history, older, ranges in sources]
+        super().__init__([Part(self, history, older, ranges) for history, older, ranges in sources], on_wait)
         self._feed_logs = [history.log for history, _, _ in sources]
         # The log of a projection's only feed.
         self._feed_log = self._feed_logs[0] if len(sources) == 1 else None
         self._looked_at: list[int] = []  # the tips of the feeds when the selection last looked
         self.reason: ResetReason = "initial"
-        # The parts whose feeds must move before everything is released.
-        self.awaited: frozenset[Part] = frozenset()
         self._on_change = on_change
-        self._on_wait = on_wait
         self._log = Log(bounds)
         self._view: View | None = None
         # The revision at which the view begins to be consistent. Readers see the view from then on.
@@ -133,14 +131,13 @@ class SelectedHistory:
     def follow(self, now: float) -> None:
         """Begin to follow the feeds, once."""
         self._now = now
-        for part in self.parts:
-            part.history.followers.add(part)
+        self._follow_feeds()
         self.restart()
 
     def leave(self) -> None:
         """Stop following the feeds, and drop everything. Idempotent."""
+        self._leave_feeds()
         for part in self.parts:
-            part.history.followers.discard(part)
             part.waiting.clear()
             part.leave()
         self._drop()
@@ -224,7 +221,7 @@ class SelectedHistory:
             self._on_change()
 
     def _update_awaited(self) -> None:
-        """Find out which feeds must move, and ask them to tell when they do."""
+        """Find out which feeds must move, and wait for them."""
         awaited: frozenset[Part] = frozenset()
         if self._lags:
             awaited = frozenset(part for part in self.parts if part.history.log.tip < self._lagged_at)
@@ -232,11 +229,7 @@ class SelectedHistory:
             last = [part.waiting[-1].revision for part in self.parts if part.waiting]
             newest = max(last, default=0) if self._started else self._start
             awaited = frozenset(part for part in self.parts if part.history.log.tip < newest)
-        if awaited != self.awaited:
-            self.awaited = awaited
-            for part in self.parts:
-                part.history.followers.await_tip(part, wanted=part in awaited)
-            self._on_wait()
+        self._await(awaited)
 
     def _take_views(self) -> None:
         known = [part for part in self.parts if part.generation not in (-1, part.history.log.generation)]
