@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import sys
-import termios
 from typing import Protocol
 
 from ..core.capacity import Capacity
+from ..stream.transport import has_unread
 
 logger = logging.getLogger("gateway.http")
 
@@ -27,15 +25,6 @@ class Connection(Protocol):
         """Close the connection: another connection takes its place."""
 
 
-def has_unread(connection: Connection) -> bool:
-    """Whether the system has received bytes of the client that the gateway has not read."""
-    found = connection.transport.get_extra_info("socket")
-    if found is None or found.fileno() < 0:
-        return False
-    unread = fcntl.ioctl(found.fileno(), termios.FIONREAD, bytes(4))
-    return int.from_bytes(unread, sys.byteorder) > 0
-
-
 class Admission:
     """Admits connections as far as there is room, for all servers of the process together."""
 
@@ -45,7 +34,7 @@ class Admission:
 
     def let_in(self, connection: Connection) -> None:
         """Admit a new connection. If there is no room, evict the connection that has been idle longest."""
-        victim = self.capacity.arrive(connection, has_unread)
+        victim = self.capacity.arrive(connection, lambda oldest: has_unread(oldest.transport))
         if victim is None:
             return
         victim.give_way()

@@ -198,11 +198,8 @@ class ClientTransport(asyncio.Protocol):
     @property
     def unread(self) -> bool:
         """Whether the client has sent bytes that the process has not read yet."""
-        sock = self._socket()
-        if sock is None:
-            return False
-        (waiting,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
-        return bool(waiting)
+        transport = self.transport
+        return transport is not None and not transport.is_closing() and has_unread(transport)
 
     @property
     def seconds_unacked(self) -> float:
@@ -239,6 +236,15 @@ class ClientTransport(asyncio.Protocol):
         if sock is not None and sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
+
+
+def has_unread(transport: asyncio.BaseTransport) -> bool:
+    """Whether the system has received bytes of the client that the process has not read."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    (waiting,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+    return bool(waiting)
 
 
 def client_of(scope: Scope) -> ClientTransport:

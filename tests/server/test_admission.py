@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from app.core.capacity import Capacity
-from app.server.admission import EVICTIONS, Admission, has_unread
+from app.server.admission import EVICTIONS, Admission
+from app.stream.transport import has_unread
 
 
 class Clock:
@@ -74,4 +75,4 @@ def test_a_request_that_was_not_read_is_spared() -> None:
     for pair in pairs:
         for sock in pair:
             sock.close()
-    assert not has_unread(asking), "a closed one has nothing"  # type: ignore[arg-type]
+    assert not has_unread(asking.transport), "a closed one has nothing"  # type: ignore[arg-type]
