@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from ..access.control import AccessControl
 from ..access.identity import Identity
-from ..core.encoding import compact
 from ..core.query import parse_query
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
+from .json_answer import json_answer
 from .requests import identity_of, query_of
 
 _HTTPS_HOST = re.compile(r"https://[^/?#@\s]+")
@@ -33,10 +33,13 @@ class AccessEndpoint:
         """Answer one request."""
         identity = await identity_of(self._gateway, request.scope)
         parse_query(query_of(request), frozenset())
-        return _json(describe(self._gateway.access, identity), "no-store")
+        return json_answer(describe(self._gateway.access, identity))
 
     async def protected_resource(self, request: Request) -> Response:
-        """Answer with the metadata. Each client compares ``resource`` with the URL that it used."""
+        """Answer with the metadata. Each client compares ``resource`` with the URL that it used.
+
+        No cache may keep the answer: one that ignores the host would give one host's answer to another.
+        """
         settings = self._gateway.settings
         body = {
             "resource": resource_of(settings.jwt_audience, request.url.netloc),
@@ -44,7 +47,7 @@ class AccessEndpoint:
             "bearer_methods_supported": ["header"],
             "resource_name": "etcd-watch-gateway",
         }
-        return _json(body, "no-store")  # a cache that ignores the host would give one host's answer to another
+        return json_answer(body)
 
 
 def resource_of(audiences: Sequence[str], netloc: str) -> str:
@@ -69,7 +72,3 @@ def describe(access: AccessControl, identity: Identity) -> dict[str, Any]:
     if identity.expires is not None:
         body["expires"] = rfc3339(identity.expires)
     return body
-
-
-def _json(body: dict[str, Any], cache_control: str) -> Response:
-    return Response(compact(body) + "\n", headers={"Cache-Control": cache_control}, media_type="application/json")

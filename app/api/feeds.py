@@ -10,7 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.encoding import compact
 from ..core.merged_feeds import merge_feeds
 from ..core.query import parse_query, parse_ranges
 from ..core.selection import Ranges
@@ -19,6 +18,7 @@ from ..gateway import Gateway
 from ..ports import Workers
 from ..watch.statistics import ChannelStatistics, FeedStatistics, PinStatistics, SubscriberStatistics
 from .from_hub import ask_hub
+from .json_answer import json_answer, json_text
 from .requests import check_operator, query_of
 
 
@@ -38,13 +38,11 @@ class FeedsEndpoint:
         if ranges is not None:
             gateway.access.check_fence(ranges)
         if gateway.hub is not None:
-            text: str | bytes = (await ask_hub(gateway, "/v1/feeds", query_of(request))).body
-        else:
-            body = self.describe(ranges)
-            if self._workers is not None:
-                body = merge_feeds(body, [one.feeds for one in await self._workers.reports(ranges)])
-            text = compact(body) + "\n"
-        return Response(text, headers={"Cache-Control": "no-store"}, media_type="application/json")
+            return json_text((await ask_hub(gateway, "/v1/feeds", query_of(request))).body)
+        body = self.describe(ranges)
+        if self._workers is not None:
+            body = merge_feeds(body, [one.feeds for one in await self._workers.reports(ranges)])
+        return json_answer(body)
 
     def describe(self, ranges: Ranges | None) -> dict[str, Any]:
         """Return the body. *ranges*: report only their channel, and its subscribers."""

@@ -8,7 +8,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.encoding import compact
 from ..core.merged_feeds import merge_feeds
 from ..core.merged_metrics import merge_metrics
 from ..core.timestamps import rfc3339
@@ -17,6 +16,7 @@ from ..metrics import families_of, registry_of
 from ..ports import OUT_OF_REACH, Workers
 from .feeds import FeedsEndpoint, describe_pin
 from .from_hub import ask_hub, body_of
+from .json_answer import NO_STORE, json_answer
 from .requests import check_operator
 
 
@@ -34,8 +34,8 @@ class HealthEndpoints:
     async def livez(self, _request: Request) -> Response:
         """Answer whether the process can go on. This asks neither etcd nor the feeds."""
         if self._gateway.broken.is_set():
-            return _plain({"status": "broken: see the log"}, 503)
-        return _plain({"status": "ok"}, 200)
+            return json_answer({"status": "broken: see the log"}, 503)
+        return json_answer({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
         """Answer whether this instance is ready: from the first answer of etcd, and of each pin, until the drain.
@@ -57,7 +57,7 @@ class HealthEndpoints:
             body["access"] = troubles
         if tls is not None and tls.files.trouble:
             body["tls"] = tls.files.trouble
-        return _plain(body | {"status": missing or "ok"}, 503 if missing else 200)
+        return json_answer(body | {"status": missing or "ok"}, 503 if missing else 200)
 
     def _of_etcd(self) -> tuple[str, dict[str, Any]]:
         """Return what etcd and the pins keep waiting for, and the body about them."""
@@ -89,8 +89,7 @@ class HealthEndpoints:
         if self._gateway.access.guarded and self._gateway.settings.admin_port is None:
             await check_operator(self._gateway, request.scope)
         # With a session the credentials are a cookie, which does not keep shared caches away.
-        headers = {"Cache-Control": "no-store"}
-        return Response(await self._metrics(), headers=headers, media_type=CONTENT_TYPE_LATEST)
+        return Response(await self._metrics(), headers=NO_STORE, media_type=CONTENT_TYPE_LATEST)
 
     async def _metrics(self) -> bytes:
         if self._gateway.hub is not None:
@@ -102,7 +101,3 @@ class HealthEndpoints:
         channels = merge_feeds(own, [one.feeds for one in reports])["channels"]
         counted = [*(one.metrics for one in reports), self._workers.ended]
         return generate_latest(registry_of(merge_metrics(families_of(self._registry), counted, channels)))
-
-
-def _plain(body: object, status: int) -> Response:
-    return Response(compact(body) + "\n", status, {"Cache-Control": "no-store"}, media_type="application/json")

@@ -16,13 +16,13 @@ import contextlib
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.encoding import compact
 from ..core.errors import GatewayError
 from ..core.query import parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from ..gateway import Gateway
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
+from .json_answer import json_answer
 from .kv_feed import readable
 from .requests import address_of, identity_of, query_of
 
@@ -70,7 +70,7 @@ class ProgressEndpoint:
             if gateway.hub is not None:
                 gateway.hub.tell_bookmarks_due(ranges, host, revision)
             body["revision"] = revision
-        return Response(compact(body) + "\n", headers={"Cache-Control": "no-store"}, media_type="application/json")
+        return json_answer(body)
 
     async def tell_edge(self, ranges: Ranges, host: str, revision: int) -> None:
         """Do what an edge at *host* has asked another worker for."""

@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from ..access.cookie import set_cookie
 from ..access.identity import Identity
-from ..core.encoding import compact
 from ..core.errors import BadRequestError, UnauthorizedError
 from ..core.query import parse_query
 from ..gateway import Gateway
 from ..settings import is_loopback
 from .access import describe
+from .json_answer import NO_STORE, json_answer
 from .requests import IDENTITY, check_origin, header_of, identity_of, query_of, session_of
 
 
@@ -46,12 +46,8 @@ class SessionEndpoint:
         assert identity.session is not None, "a cookie stands for a session"
         if present is not None and present.session is not None and present.session.id != identity.session.id:
             self._gateway.end_session(present.session)  # of another user: the browser loses its cookie now
-        headers = {
-            "Cache-Control": "no-store",
-            "Set-Cookie": set_cookie(value, max(1, int(identity.expires - access.wall()))),
-        }
-        body = compact(describe(access, identity)) + "\n"
-        return Response(body, 201, headers, media_type="application/json")
+        cookie = set_cookie(value, max(1, int(identity.expires - access.wall())))
+        return json_answer(describe(access, identity), 201, {"Set-Cookie": cookie})
 
     def _present(self, request: Request) -> Identity | None:
         """Return the identity of the session that the browser has; None if it has none, or one that is over."""
@@ -71,7 +67,7 @@ class SessionEndpoint:
         if identity is not None and identity.session is not None:
             request.scope[IDENTITY] = identity
             self._gateway.end_session(identity.session)
-        return Response(None, 204, {"Cache-Control": "no-store", "Set-Cookie": set_cookie("", 0)})
+        return Response(None, 204, {**NO_STORE, "Set-Cookie": set_cookie("", 0)})
 
 
 def _keeps_secure_cookies(request: Request) -> bool:
