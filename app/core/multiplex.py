@@ -295,7 +295,7 @@ class Multiplexer(AlwaysTrue):
         watch = self._watches.get(message.watch_id)
         if watch is not None and not watch.ended:
             if watch.created and not message.canceled:
-                self._pass(watch)
+                self._note_processed(watch)
             self._receive_for(watch, message)
 
     def lose(self, reason: str, *, too_large: bool = False) -> None:
@@ -333,7 +333,7 @@ class Multiplexer(AlwaysTrue):
     def _receive_answer(self, message: Message, *, trusted: bool) -> None:
         """Pass an answer to a progress request to the watches that etcd certainly held when it made the answer."""
         if self._asked and self._asked[0].number < self._newest:
-            self._pass_by(message.revision)
+            self._find_processed(message.revision)
         asked = self._asked.popleft() if self._asked else None
         if asked is None or asked.number >= self._deciding:
             self._deciding = 0
@@ -369,15 +369,15 @@ class Multiplexer(AlwaysTrue):
             watch.callback(Batches((), slow=True))
         return not watch.slow
 
-    def _pass_by(self, revision: int) -> None:
+    def _find_processed(self, revision: int) -> None:
         """Apply rule 2 of the module: find the creates that etcd had processed when it answered with this revision."""
         for watch in list(self._watches.values()):
             if watch.created and revision > watch.revision:
                 if watch.newer:
-                    self._pass(watch)
+                    self._note_processed(watch)
                 watch.newer = True
 
-    def _pass(self, watch: _Watch) -> None:
+    def _note_processed(self, watch: _Watch) -> None:
         """Record that etcd has processed the watch's create: all earlier answers were received, or are lost.
 
         One answer to an earlier request may still come, or has just come: 3.5.8 to 3.5.12 answer late where a watch was
@@ -423,12 +423,12 @@ class Multiplexer(AlwaysTrue):
                 return
         events = _take_complete(watch, whole=not message.fragment)
         if events:
-            self._pass_on(watch, message, tuple(batches(events)))
+            self._give_batches(watch, message, tuple(batches(events)))
         elif message.revision and not message.fragment and watch.late is None:
             # progress_notify carries the watch's own id, and was never seen to overtake an event.
             watch.callback(Progress(message.revision, trusted=True))
 
-    def _pass_on(self, watch: _Watch, message: Message, found: tuple[Batch, ...]) -> None:
+    def _give_batches(self, watch: _Watch, message: Message, found: tuple[Batch, ...]) -> None:
         """Pass on *found*, the complete revisions of a message. If it is a fragment, at least one more follows."""
         # A divided message counts once, when all of it has come.
         before = self._messages - (not message.fragment)
