@@ -34,8 +34,8 @@ class View(AlwaysTrue):
     """
 
     __slots__ = (
-        "__weakref__", "_blocks", "_bodies", "_bounds", "_frames", "_keys", "_left", "_may_keep", "_parts", "_snapshot",
-        "bytes", "encoded", "revision",
+        "__weakref__", "_blocks", "_bodies", "_bounds", "_frames", "_keys", "_may_keep", "_parts", "_replaced_frames",
+        "_snapshot", "bytes", "encoded", "revision",
     )  # fmt: skip
 
     def __init__(self, snapshot: Snapshot, may_keep: MayKeep = keep_all) -> None:
@@ -47,7 +47,7 @@ class View(AlwaysTrue):
         # Of blocks that were replaced: those with gzip, as long as a reader holds the block. When 1,000 clients joined
         # a range with 33 to 63 puts a second, to deflate such blocks for each reader took four times the CPU of plain
         # frames.
-        self._left: dict[weakref.ref[Block], Frames] = {}
+        self._replaced_frames: dict[weakref.ref[Block], Frames] = {}
         self._bodies: dict[tuple[str, bool], dict[bytes, bytes]] = {}  # JSON objects, by encoding, then by key
         self._snapshot: Snapshot | None = snapshot
         self._replace(0, snapshot.blocks)
@@ -97,7 +97,7 @@ class View(AlwaysTrue):
             elif old is not None:
                 del part[event.key]
                 self._keys -= 1
-            self._leave(number)
+            self._drop_block(number)
             # The next reader that joins would wait for the encoding of all these items at once.
             if len(part) > 2 * MAX_ITEMS:
                 self._replace(number, blocks_of(part.values(), MAX_BYTES))
@@ -123,9 +123,9 @@ class View(AlwaysTrue):
         """
         frames = self._frames.get(block)
         if frames is None and form.endswith(GZIP):
-            frames = self._left.get(weakref.ref(block))
+            frames = self._replaced_frames.get(weakref.ref(block))
             if frames is None:
-                frames = self._keep_left(block, {})
+                frames = self._keep_replaced(block, {})
         return self._once(
             frames,
             (form, encoding, keys_only),
@@ -154,25 +154,25 @@ class View(AlwaysTrue):
                 self._count(keep(frames, {what: frame}))
         return frame
 
-    def _keep_left(self, block: Block, frames: Frames) -> Frames:
+    def _keep_replaced(self, block: Block, frames: Frames) -> Frames:
         """Keep *frames* until nobody holds *block*, which is not the view's own."""
-        drop = weakref.WeakMethod(self._drop_left)
+        drop = weakref.WeakMethod(self._drop_replaced)
 
         def end(gone: weakref.ref[Block]) -> None:
             if (method := drop()) is not None:
                 method(gone)
 
-        self._left[weakref.ref(block, end)] = frames
+        self._replaced_frames[weakref.ref(block, end)] = frames
         return frames
 
-    def _drop_left(self, gone: weakref.ref[Block]) -> None:
-        self._count(-whole_size(self._left.pop(gone)))
+    def _drop_replaced(self, gone: weakref.ref[Block]) -> None:
+        self._count(-whole_size(self._replaced_frames.pop(gone)))
 
     def reclaim(self) -> int:
         """Drop everything that is encoded, and encode it again when needed. Return the bytes freed."""
         freed = self.encoded
         self._bodies = {}
-        for frames in (*self._frames.values(), *self._left.values()):
+        for frames in (*self._frames.values(), *self._replaced_frames.values()):
             frames.clear()
         self._count(-freed)
         return freed
@@ -205,7 +205,7 @@ class View(AlwaysTrue):
     def _find(self, key: bytes) -> KeyValue | None:
         return self._parts[bisect_right(self._bounds, key) - 1].get(key)
 
-    def _leave(self, number: int) -> None:
+    def _drop_block(self, number: int) -> None:
         """Drop the block of a part that was written."""
         block = self._blocks[number]
         if block is not None:
@@ -216,7 +216,7 @@ class View(AlwaysTrue):
             }
             self._count(whole_size(deflated) - whole_size(frames))
             if deflated:
-                self._keep_left(block, deflated)
+                self._keep_replaced(block, deflated)
 
     def _replace(self, number: int, blocks: Sequence[Block]) -> None:
         """Replace a part, whose block was dropped, by one part per block. The first keeps the old lower bound."""
@@ -253,7 +253,7 @@ class View(AlwaysTrue):
                 return False
             if size + sum(item.wire_size for item in before.values()) > MAX_BYTES:
                 return False
-            self._leave(number - 1)
+            self._drop_block(number - 1)
             before.update(part)
         del self._bounds[number], self._parts[number], self._blocks[number]
         return True

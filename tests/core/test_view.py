@@ -305,7 +305,7 @@ def test_a_block_of_another_view_is_not_its_own() -> None:
 
 def tables_of(view: View) -> list[Mapping[Any, Any]]:
     """All that the view keeps encoded."""
-    return [*view._bodies.values(), *view._frames.values(), *view._left.values()]
+    return [*view._bodies.values(), *view._frames.values(), *view._replaced_frames.values()]
 
 
 def test_a_block_is_deflated_once_and_counted_once() -> None:
@@ -356,7 +356,7 @@ def test_a_block_that_is_replaced_stays_deflated_for_those_who_hold_it() -> None
     assert view.frame(other.blocks[0], "sse" + GZIP, "auto") is foreign
     del held
     assert view.encoded == sum(map(whole_size, tables_of(view)))
-    assert [list(table.values()) for table in view._left.values()] == [[foreign]]
+    assert [list(table.values()) for table in view._replaced_frames.values()] == [[foreign]]
 
     assert view.reclaim() > 0
     again = view.frame(other.blocks[0], "sse" + GZIP, "auto")
