@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ..core.budget import PAGE_BYTES, Hold
-from ..core.deflate import Part, plain_size
+from ..core.deflate import DeflatedPart, plain_size
 from ..core.encoding import list_head, list_items, list_tail
 from ..core.etag import ETag
 from ..core.events import KeyValue
@@ -27,7 +27,7 @@ class KvList:
 
     def __init__(self, read: KvRead, hold: Hold) -> None:
         self.count = 0
-        self._parts: list[bytes | Part] = []
+        self._parts: list[bytes | DeflatedPart] = []
         self._last = b""  # the last key
         self._newest = 0  # the greatest mod_revision
         self._read = read
@@ -46,11 +46,11 @@ class KvList:
             await asyncio.sleep(0)
         self.settle()
 
-    def append(self, encoded: bytes | Part, count: int, last: bytes, newest: int) -> None:
+    def append(self, encoded: bytes | DeflatedPart, count: int, last: bytes, newest: int) -> None:
         """Add *count* items that are encoded. *last*: the last key. *newest*: the greatest ``mod_revision``."""
         self._append([encoded], count, last, newest)
 
-    def _append(self, parts: Sequence[bytes | Part], count: int, last: bytes, newest: int) -> None:
+    def _append(self, parts: Sequence[bytes | DeflatedPart], count: int, last: bytes, newest: int) -> None:
         if self.count:
             self._parts.append(b",")
         self._parts += parts

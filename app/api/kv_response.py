@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.budget import Hold
-from ..core.deflate import Checksum, Part, end_member
+from ..core.deflate import Checksum, DeflatedPart, end_member
 from ..core.encoding import item_body, page_tail
 from ..core.errors import OverCapacityError
 from ..core.etag import ETag
@@ -48,7 +48,7 @@ class KvBody:
     def __init__(
         self,
         revision: int,
-        parts: Sequence[bytes | Part] | None,
+        parts: Sequence[bytes | DeflatedPart] | None,
         hold: Hold,
         tag: ETag | None = None,
         page: PageToken | None = None,

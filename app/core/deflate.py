@@ -62,7 +62,7 @@ def deflated(data: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Part(AlwaysTrue):
+class DeflatedPart(AlwaysTrue):
     """A part of finite answers as a block, with what the checksum of an answer needs of the part.
 
     ``moves``: the factor by which the checksum of everything before is multiplied.
@@ -74,7 +74,7 @@ class Part(AlwaysTrue):
     moves: int
 
     @classmethod
-    def of(cls, data: bytes) -> Part:
+    def of(cls, data: bytes) -> DeflatedPart:
         """Deflate *data*."""
         return cls(deflated(data), len(data), zlib.crc32(data), _power(len(data)))
 
@@ -87,9 +87,9 @@ class Part(AlwaysTrue):
         return len(self.data)
 
 
-def plain_size(data: bytes | Part) -> int:
+def plain_size(data: bytes | DeflatedPart) -> int:
     """Return how many bytes a client has of *data* in the end."""
-    return data.size if isinstance(data, Part) else len(data)
+    return data.size if isinstance(data, DeflatedPart) else len(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +103,16 @@ class Checksum:
         """Return the checksum with *data* at the end."""
         return Checksum(zlib.crc32(data, self.crc), self.size + len(data))
 
-    def with_part(self, part: Part) -> Checksum:
+    def with_part(self, part: DeflatedPart) -> Checksum:
         """Return the checksum with *part* at the end."""
         return Checksum(_times(self.crc, part.moves) ^ part.crc, self.size + part.size)
 
 
-def begin_member(parts: Iterable[bytes | Part]) -> tuple[Sequence[bytes], Checksum]:
+def begin_member(parts: Iterable[bytes | DeflatedPart]) -> tuple[Sequence[bytes], Checksum]:
     """Return a member of *parts*, without its end, and the checksum that ``end_member`` needs."""
     made, checksum = [HEADER], Checksum()
     for part in parts:
-        if isinstance(part, Part):
+        if isinstance(part, DeflatedPart):
             made.append(part.data)
             checksum = checksum.with_part(part)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
 from .always_true import AlwaysTrue
-from .deflate import Part
+from .deflate import DeflatedPart
 from .encoding import event_body
 from .events import Batch, Event, KeyValue
 from .frames import GZIP, LIST, snapshot_frame
@@ -19,9 +19,9 @@ from .table_memory import keep, kept_size, whole_size
 # A part that has shrunk below a quarter (1 / SMALL) of the limits is merged into the part before it.
 SMALL = 4
 
-F = TypeVar("F", bytes, Part)
+F = TypeVar("F", bytes, DeflatedPart)
 # What is encoded of a block: by form, encoding, and whether without values.
-Frames = dict[tuple[str, str, bool], bytes | Part]
+Frames = dict[tuple[str, str, bool], bytes | DeflatedPart]
 
 
 class View(AlwaysTrue):
@@ -137,12 +137,12 @@ class View(AlwaysTrue):
         frames = self._frames.get(block)
         return cast("bytes | None", frames.get((form, encoding, keys_only))) if frames is not None else None
 
-    def deflated_items(self, block: Block, encoding: str, *, keys_only: bool) -> Part:
+    def deflated_items(self, block: Block, encoding: str, *, keys_only: bool) -> DeflatedPart:
         """Return the items of a snapshot's *block* as a part of a list with gzip, which is kept as frames are."""
         return self._once(
             self._frames.get(block),
             (LIST + GZIP, encoding, keys_only),
-            lambda: Part.of(snapshot_frame(self._bodies_of(block, encoding, keys_only), LIST)),
+            lambda: DeflatedPart.of(snapshot_frame(self._bodies_of(block, encoding, keys_only), LIST)),
         )
 
     def _once(self, frames: Frames | None, what: tuple[str, str, bool], make: Callable[[], F]) -> F:

@@ -13,7 +13,7 @@ import pytest
 from app.api.kv_gzip import SLICE, coded, deflate
 from app.api.kv_response import KvBody
 from app.core.budget import Budget, Use
-from app.core.deflate import Part
+from app.core.deflate import DeflatedPart
 from app.core.page_token import PageToken
 from app.gateway import Gateway
 from app.main import create_app
@@ -156,10 +156,10 @@ async def test_a_second_read_deflates_nothing(
     _, first = await raw(http, "prefix=/svc/&consistency=feed")
     held = gateway.budget.held
 
-    def deflated(_data: bytes) -> Part:
+    def deflated(_data: bytes) -> DeflatedPart:
         raise AssertionError("deflated again")
 
-    monkeypatch.setattr(Part, "of", deflated)
+    monkeypatch.setattr(DeflatedPart, "of", deflated)
     _, second = await raw(http, "prefix=/svc/&consistency=feed&limit=50000")
     assert gzip.decompress(second) == gzip.decompress(first)
     assert gateway.budget.held == held
@@ -177,7 +177,7 @@ async def test_deflating_takes_turns() -> None:
 
 def test_a_body_that_gzip_would_make_larger() -> None:
     """It is plain, from the same parts."""
-    assert coded([b"{", Part.of(b"small"), b"}"]) == ([b"{", b"small", b"}"], None)
+    assert coded([b"{", DeflatedPart.of(b"small"), b"}"]) == ([b"{", b"small", b"}"], None)
     assert coded([b"{", b"}"]) == ([b"{", b"}"], None)
 
 
@@ -185,7 +185,7 @@ def test_a_body_counts_what_is_sent() -> None:
     """A body with gzip counts its compressed bytes, once; its end is made for each reader."""
     budget = Budget(1 << 20)
     hold = budget.hold(Use.ANSWER)
-    body = KvBody(7, [b"head ", Part.of(b"text " * 1000)], hold, page=PageToken("16214fff", 7, b"/a"))
+    body = KvBody(7, [b"head ", DeflatedPart.of(b"text " * 1000)], hold, page=PageToken("16214fff", 7, b"/a"))
 
     assert body.gzip
     assert budget.of(Use.ANSWER) == hold.size == body.size < 200

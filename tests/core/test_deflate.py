@@ -15,7 +15,7 @@ from app.core.deflate import (
     HEADER,
     SMALLEST,
     Checksum,
-    Part,
+    DeflatedPart,
     begin_member,
     deflated,
     end_member,
@@ -94,7 +94,7 @@ def test_a_small_block_is_stored_and_json_is_deflated() -> None:
 @given(st.lists(st.tuples(data, st.booleans()), max_size=6), data)
 def test_a_member_with_its_end_is_a_gzip_file(chosen: Sequence[tuple[bytes, bool]], tail: bytes) -> None:
     """Parts that are deflated, parts that are not, and a tail: checksum and size are right, or ``gzip`` refuses it."""
-    parts = [Part.of(each) if shared else each for each, shared in chosen]
+    parts = [DeflatedPart.of(each) if shared else each for each, shared in chosen]
     made, checksum = begin_member(parts)
     plain = b"".join(each for each, _shared in chosen)
 
@@ -105,7 +105,7 @@ def test_a_member_with_its_end_is_a_gzip_file(chosen: Sequence[tuple[bytes, bool
 @given(data)
 def test_a_part_knows_what_it_was_made_of(plain: bytes) -> None:
     """A list that gzip makes larger is sent plain, from the same parts. A part counts as what it holds."""
-    part = Part.of(plain)
+    part = DeflatedPart.of(plain)
 
     assert part.plain == plain
     assert len(part) == len(part.data)
@@ -116,7 +116,7 @@ def test_a_part_knows_what_it_was_made_of(plain: bytes) -> None:
 def test_the_checksum_of_large_parts() -> None:
     """Sizes with many bits, beyond what hypothesis draws."""
     large = [random.Random(n).randbytes(100) * n for n in (10_001, 65_537, 3)]
-    made, checksum = begin_member([Part.of(each) for each in large])
+    made, checksum = begin_member([DeflatedPart.of(each) for each in large])
 
     assert checksum == Checksum(zlib.crc32(b"".join(large)), sum(map(len, large)))
     assert inflate(b"".join(made)) == b"".join(large)
