@@ -38,7 +38,7 @@ class KnownHistory:
         if ended or not same_cluster:
             self._cluster_id, self.highest, self._known_since = report.cluster_id, report.highest, now
             self._began_before = report.first_at if ended else -math.inf
-        elif (risen := highest.highest(report.highest)) != highest:
+        elif (risen := highest.raised_to(report.highest)) != highest:
             self.highest, self._known_since = risen, now
         return highest.revision if ended else None
 

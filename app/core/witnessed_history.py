@@ -1,8 +1,8 @@
-"""How far a gateway has seen etcd's history come: what gateways tell each other, so that a restore is noticed below.
+"""How far a gateway has seen etcd's history come. It reports that to the gateways below, which so notice a restore.
 
 A restore sets etcd's revision, raft term and raft index back. A gateway notices by comparing with what it knew before.
-One that was started after the restore knows nothing from before, but the gateways below it do: they get its numbers
-with each answer (``HEADER``), and compare themselves (``known_history``).
+A gateway that was started after the restore knows nothing from before. But the gateways below it do: each answer to
+them has its numbers (``HEADER``), and they compare these with what they know (``known_history``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class HistoryProgress(NamedTuple):
         """Whether one of the three is below *other*'s."""
         return any(0 < mine < theirs for mine, theirs in zip(self, other, strict=True))
 
-    def highest(self, other: HistoryProgress) -> HistoryProgress:
-        """Return the higher one of each of the three."""
+    def raised_to(self, other: HistoryProgress) -> HistoryProgress:
+        """Return the higher one of each of the three: the history has come at least as far as *other*."""
         return HistoryProgress(*map(max, self, other))
 
 

@@ -138,7 +138,7 @@ class Gateways(RuleBasedStateMachine):
             assert history > self.believed, "a restore that was none"
             self.believed, self.seen, self.seen_at, self.overtaken = history, told.highest, self.now, False
         elif history == self.believed:
-            risen = self.seen.highest(told.highest)
+            risen = self.seen.raised_to(told.highest)
             if risen != self.seen:
                 self.seen, self.seen_at = risen, self.now
         elif history > self.believed:

@@ -77,4 +77,4 @@ def test_progress_that_fell(mine: tuple[int, int, int], theirs: tuple[int, int, 
 
 def test_the_highest_of_each() -> None:
     """Each of the three by itself: two gateways know different things."""
-    assert HistoryProgress(5, 3, 9).highest(HistoryProgress(7, 2, 0)) == (7, 3, 9)
+    assert HistoryProgress(5, 3, 9).raised_to(HistoryProgress(7, 2, 0)) == (7, 3, 9)
