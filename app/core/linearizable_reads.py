@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # Seconds beyond GATEWAY_STALE_AFTER before the gateway leaves a member. Feeds check their staleness once a second, so
 # their streams report `stale` before the gateway leaves the member.
 GRACE = 1.0
-# The number of readings kept for the time in which they matter: clients may cause 1,000 reads a second.
+# The number of reads kept for the time in which they matter: clients may cause 1,000 reads a second.
 KEPT = 16
 
 
@@ -39,36 +39,36 @@ class LinearizableReads:
         # hangs is overdue once feeds have turned stale.
         self.answer_timeout = stale_after - self.interval + GRACE
         self._horizon = stale_after + GRACE
-        self.readings: deque[LinearizableRead] = deque()
+        self.kept: deque[LinearizableRead] = deque()
 
     def note(self, asked_at: float, revision: int) -> None:
         """Record that a linearizable read, requested at *asked_at*, returned *revision*."""
-        if self.readings and asked_at < self.readings[-1].asked_at + self._horizon / KEPT:
+        if self.kept and asked_at < self.kept[-1].asked_at + self._horizon / KEPT:
             return
-        self.readings.append(LinearizableRead(asked_at, revision))
-        # Keep one reading older than the horizon: ``overdue`` returns the latest of those.
-        while len(self.readings) > 1 and self.readings[1].asked_at <= asked_at - self._horizon:
-            self.readings.popleft()
+        self.kept.append(LinearizableRead(asked_at, revision))
+        # Keep one read older than the horizon: ``overdue`` returns the latest of those.
+        while len(self.kept) > 1 and self.kept[1].asked_at <= asked_at - self._horizon:
+            self.kept.popleft()
 
     def forget(self) -> None:
-        """Drop all readings: etcd has a different history now, in which the same revisions mean other events."""
-        self.readings.clear()
+        """Drop all reads: etcd has a different history now, in which the same revisions mean other events."""
+        self.kept.clear()
 
     def due(self, now: float, since: float) -> float:
         """Return the seconds until the next read should begin, if reads have been needed since *since*."""
-        last = max(since, self.readings[-1].asked_at) if self.readings else since
+        last = max(since, self.kept[-1].asked_at) if self.kept else since
         return max(0.0, last + self.interval - now)
 
     def proven_at(self, reached: int) -> float | None:
         """Return a time before which a watch at revision *reached* knows every commit. None if nothing proves that."""
-        for reading in reversed(self.readings):
-            if reading.revision <= reached:
-                return reading.asked_at
+        for read in reversed(self.kept):
+            if read.revision <= reached:
+                return read.asked_at
         return None
 
     def overdue(self, now: float) -> LinearizableRead | None:
-        """Return the latest reading so old that a member in contact with its cluster must have passed its revision."""
-        for reading in reversed(self.readings):
-            if reading.asked_at <= now - self._horizon:
-                return reading
+        """Return the latest read so old that a member in contact with its cluster must have passed its revision."""
+        for read in reversed(self.kept):
+            if read.asked_at <= now - self._horizon:
+                return read
         return None

@@ -159,12 +159,12 @@ class QuorumChecker:
         Behind one name, reads and watches may go to two members, and the watches' member may be the one that is cut
         off.
         """
-        reading = self._linearizable_reads.overdue(self._clock())
-        if reading is None:
+        overdue = self._linearizable_reads.overdue(self._clock())
+        if overdue is None:
             return
         for stream in link.pool.streams:
-            if stream.is_stalled(reading.revision, reading.asked_at):
-                link.fail(f"{CUT_OFF}: its watches stand at {stream.revision}, the cluster was at {reading.revision}")
+            if stream.is_stalled(overdue.revision, overdue.asked_at):
+                link.fail(f"{CUT_OFF}: its watches stand at {stream.revision}, the cluster was at {overdue.revision}")
                 return
 
 

@@ -104,7 +104,7 @@ def test_what_is_overdue_is_old_and_little_is_kept(pauses: list[float]) -> None:
         assert (overdue is not None) == bool(old)
         if overdue is not None:
             assert old[-1] - horizon / KEPT <= overdue.asked_at <= old[-1]
-        assert len(linearizable_reads.readings) <= KEPT + 2
+        assert len(linearizable_reads.kept) <= KEPT + 2
 
 
 def test_an_answer_that_comes_late_proves_no_less() -> None:
