@@ -123,7 +123,7 @@ class GatewayWatch:
         cursor = self._cursor(found)
         match kind:
             case "put" | "delete":
-                yield from self._take_event(_event(found), cursor, more=bool(found.get("more")))
+                yield from self._take_event(_parse_event(found), cursor, more=bool(found.get("more")))
             case "synced" | "bookmark":
                 yield from self._take_position(found, cursor)
             case "status":
@@ -204,14 +204,14 @@ class GatewayWatch:
         return cursor
 
 
-def _event(found: Mapping[str, Any]) -> Event:
+def _parse_event(found: Mapping[str, Any]) -> Event:
     key = _bytes(found, "key", "key_encoding")
     if found["type"] == "delete":
         return Delete(key, int(found["mod_revision"]))
-    return item(found)
+    return parse_item(found)
 
 
-def item(found: Mapping[str, Any]) -> KeyValue:
+def parse_item(found: Mapping[str, Any]) -> KeyValue:
     """Return an item of the wire contract, of a stream or of a list.
 
     Raises:

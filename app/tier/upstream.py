@@ -25,7 +25,7 @@ from ..core.ended_histories import EndedHistories
 from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
 from ..core.events import KeyValue
 from ..core.feed_messages import StreamKind, WatchCallback
-from ..core.gateway_watch import item
+from ..core.gateway_watch import parse_item
 from ..core.keys import KeyRange
 from ..core.known_history import KnownHistory
 from ..core.selection import Ranges, Selection
@@ -517,7 +517,7 @@ def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:
         if parse_cursor(found["cursor"]).epoch != epoch:
             raise ValueError("its cursor belongs to another cluster or another GATEWAY_EPOCH")
         some = [found["kv"]] if "kv" in found else found["kvs"]
-        return int(found["revision"]), [item(one) for one in some], str(found.get("next_page", ""))
+        return int(found["revision"]), [parse_item(one) for one in some], str(found.get("next_page", ""))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UnavailableError(OUT_OF_REACH, cause=f"a list of the upstream cannot be read: {error!r}") from None
 

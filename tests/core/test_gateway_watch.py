@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, Reset, WatchInput
 from app.core.frames import batch_frame, comment, control
-from app.core.gateway_watch import LONGEST_LINE, GatewayWatch, StreamError, item
+from app.core.gateway_watch import LONGEST_LINE, GatewayWatch, StreamError, parse_item
 
 EPOCH = "81e932e5"
 
@@ -231,4 +231,4 @@ def test_an_epoch_that_is_not_known_is_not_compared() -> None:
 def test_a_lease_is_signed_as_in_etcd() -> None:
     """The wire has etcd's hex, whose top bit may be set."""
     found = {"key": "a", "value": "", "create_revision": 1, "mod_revision": 1, "version": 1, "lease": "f" * 16}
-    assert item(found).lease == -1
+    assert parse_item(found).lease == -1
