@@ -49,17 +49,19 @@ class PageToken:
             return self
         upstream, _, own = self.reader.rpartition(".")
         if own != reader:
-            raise PageExpiredError(
-                "the token in 'page' belongs to another identity; start over without 'page'", parameter="page"
-            )
+            raise _of_another_identity()
         return replace(self, reader=upstream)
 
     def check_read(self) -> None:
         """Check that no reader is left: the page is read here, and not at another gateway. Raises PageExpiredError."""
         if self.reader:
-            raise PageExpiredError(
-                "the token in 'page' belongs to another identity; start over without 'page'", parameter="page"
-            )
+            raise _of_another_identity()
+
+
+def _of_another_identity() -> PageExpiredError:
+    return PageExpiredError(
+        "the token in 'page' belongs to another identity; start over without 'page'", parameter="page"
+    )
 
 
 def reader_of(identity: str) -> str:
