@@ -9,6 +9,8 @@ AUTO = "auto"
 # Where Linux states the quota of the control group: version 2, and the two files of version 1.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 QUOTA_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+# More processors than any machine has: the quota where there is none.
+ENDLESS = 1 << 20
 
 
 def worker_count(setting: int | str) -> int:
@@ -44,9 +46,6 @@ def parse_cpu_quota(words: list[str]) -> float | None:
     except ValueError:
         return None
     return used / period if used > 0 and period > 0 else None
-
-
-ENDLESS = 1 << 20
 
 
 def _processors() -> int:
