@@ -17,8 +17,8 @@ from ..core.etag import ETag, parse_etag
 from ..core.page_token import parse_page_token
 from ..gateway import Gateway
 from ..memory import reserve
-from ..tier.client import Answer
-from ..tier.upstream import OUT_OF_REACH, GatewayUpstream
+from ..tier.client import OUT_OF_REACH, Answer
+from ..tier.upstream import GatewayUpstream
 from .kv_etcd import RESERVE_TIMEOUT, check_epoch
 from .kv_gzip import deflate
 from .kv_request import KvRead, KvRequest

@@ -25,6 +25,8 @@ from .dial import Dial, tcp
 from .transport import StreamTransport
 
 TIER_HEADER = "X-Gateway-Tier"
+# What clients may see of an upstream that does not answer.
+OUT_OF_REACH = "the upstream gateway is out of reach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +172,7 @@ def _connections(dial: Dial) -> httpx.AsyncClient:
 
 def unreachable(url: str, error: Exception) -> UnavailableError:
     """Return the error of a request that has no answer."""
-    return UnavailableError(
-        "the upstream gateway is out of reach", cause=f"{url}: {str(error) or type(error).__name__}"
-    )
+    return UnavailableError(OUT_OF_REACH, cause=f"{url}: {str(error) or type(error).__name__}")
 
 
 def tier_of(headers: Mapping[str, str], status: int) -> int:

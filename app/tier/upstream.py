@@ -17,23 +17,21 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 from ..core.backoff import Backoff
-from ..core.cursor import parse_cursor
 from ..core.ended_histories import EndedHistories
-from ..core.errors import GatewayError, RevisionNotReachedError, UnavailableError
-from ..core.events import KeyValue
+from ..core.errors import GatewayError, UnavailableError
 from ..core.feed_messages import StreamKind, WatchCallback
-from ..core.gateway_watch import parse_item
 from ..core.keys import KeyRange
 from ..core.known_history import KnownHistory
 from ..core.selection import Ranges, Selection
 from ..core.snapshot import Snapshot
 from ..core.witnessed_history import HEADER, WitnessedHistory
-from ..ports import Clock, Condition, Draw, UpstreamStatistics, spawn
+from ..ports import Clock, Condition, Draw, UpstreamStatistics
 from ..shared_reads import SharedReads
-from .client import Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
+from .client import OUT_OF_REACH, Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
+from .merge_notices import MergeNotices
+from .states import States
 from .watch import UpstreamWatch
 
 logger = logging.getLogger("gateway.upstream")
@@ -47,25 +45,8 @@ LOOK_TIMEOUT = 3.0
 READ_TIMEOUT = 30.0
 # Seconds that a read waits for an upstream, before the read reports that it is out of reach.
 CONNECT_TIMEOUT = 2.0
-# Items of a page of a state.
-PAGE = 10_000
-# First pages that are read at a time: a page, of at most 16 MiB, is in memory before it is counted.
-MOST_FIRST_PAGES = 2
-# States of several pages that are read at a time, after their first pages. Small states do not wait for them.
-MOST_LARGE_STATES = 1
-# Bytes of memory for each byte of a page, with its parsed JSON.
-ITEM_COST = 3
 # The number of ranges whose revision is remembered.
 MOST_REMEMBERED = 10_000
-# Seconds after which the upstream is told again of a merge that waits. It remembers a merge for three times as long
-# (app.watch.merges_below).
-TELL_AGAIN = 10.0
-# Merges that are told in this time at most. Clients choose the names of their ranges: a merge may have 48 KiB of them.
-MOST_MERGES = 1000
-# Lets the upstream answer with a state that it has.
-FROM_MEMORY = "&consistency=feed"
-# What clients may see.
-OUT_OF_REACH = "the upstream gateway is out of reach"
 
 
 class GatewayUpstream:
@@ -103,12 +84,10 @@ class GatewayUpstream:
         self.highest_revision = 0
         # The revision up to which each range was complete last: another gateway behind the same URL may lag.
         self._reached: dict[KeyRange, int] = {}
-        self._told: dict[Ranges, float] = {}  # merges, and when the upstream was told
-        self._telling: set[asyncio.Task[None]] = set()
+        self._notices = MergeNotices(self._send_merge, clock)
         self.progress_trusted = self._member_known = False
         self.watch_version = ""  # of the etcd above all gateways, as far as it is known: see ``app.ports.Etcd``
-        self._first_pages = asyncio.Semaphore(MOST_FIRST_PAGES)
-        self._large_states = asyncio.Semaphore(MOST_LARGE_STATES)
+        self._states = States(self._read, self._end_history)
         self._reachable = asyncio.Event()
         self._condition = Condition(self.client.url, "", "connecting", time.time(), "not connected yet")
         self._watches: set[UpstreamWatch] = set()
@@ -178,41 +157,9 @@ class GatewayUpstream:
         """See ``app.ports.Etcd``."""
         await self._usable()
         reached = max((self._reached[one] for one in ranges if one in self._reached), default=0)
-        # From memory it costs etcd nothing, and comes while etcd is away, too.
-        query = "&".join(map(str, ranges)) + ("" if newest else FROM_MEMORY)
-        if len(ranges) > 1 or ranges[0].kind == "prefix":
-            query += f"&limit={PAGE}"
         cluster_id = self.cluster_id
         epoch = self._epoch_of(cluster_id, Selection(tuple(ranges)))
-        async with self._first_pages:
-            answer = await self._first_page(query, reached)
-            budget(ITEM_COST * len(answer.body))
-            revision, items, page = _list(answer, epoch)
-        if page:
-            async with self._large_states:
-                while page:
-                    answer = await self._read(f"{query}&page={quote(page)}")
-                    budget(ITEM_COST * len(answer.body))
-                    revision, some, page = _list(answer, epoch)
-                    items += some
-        return Snapshot.of(revision, items), cluster_id
-
-    async def _first_page(self, query: str, reached: int) -> Answer:
-        """Return the first page of a state that is not older than what the streams have reached.
-
-        Otherwise the mirrors of this gateway's clients would go back. Another gateway behind the same URL may lag, or,
-        without progress that is trusted, may not be able to prove how far it is. Then the state is read at etcd. If
-        etcd itself is below that revision, it was restored.
-        """
-        try:
-            return await self._read(f"{query}&min_revision={reached}")
-        except RevisionNotReachedError:
-            query = query.replace(FROM_MEMORY, "")
-        try:
-            return await self._read(f"{query}&min_revision={reached}")
-        except RevisionNotReachedError:
-            self._end_history(reached)
-            return await self._read(query)
+        return await self._states.read(ranges, budget, reached=reached, epoch=epoch, newest=newest), cluster_id
 
     async def probe(self, watched: KeyRange, revision: int) -> Literal["ok", "compacted", "future"]:
         """See ``app.ports.Etcd``. The stream itself has said that its history goes on."""
@@ -288,30 +235,17 @@ class GatewayUpstream:
 
     def tell_merged(self, watched: Ranges) -> None:
         """See ``app.ports.Etcd``."""
-        now, told = self.clock(), self._told
-        while told and now - told[oldest := next(iter(told))] >= TELL_AGAIN:
-            del told[oldest]
-        if len(watched) < 2 or watched in told or len(told) >= MOST_MERGES:
-            return
-        told[watched] = now
-        task = spawn(self._tell_merged(watched), name="upstream merge", died=lambda _error: None)
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        self._notices.tell(watched)
 
-    async def _tell_merged(self, watched: Ranges) -> None:
+    async def _send_merge(self, watched: Ranges) -> None:
         """Tell those upstreams of a merge that have streams of its ranges."""
         query = "&".join(map(str, watched)) + f"&min_revision={self.highest_revision}"
-        try:
-            for url in {one.url for one in self._watches if one.url and one.range in watched}:
-                await self._progress(query, url)
-        except GatewayError as error:
-            self._told.pop(watched, None)
-            logger.debug("a merge was not told", extra={"reason": str(error)})
+        for url in {one.url for one in self._watches if one.url and one.range in watched}:
+            await self._progress(query, url)
 
     def forget_told(self, watched: KeyRange) -> None:
-        """A stream has opened: its upstream does not know yet which merges the range is in."""
-        for merge in [merge for merge in self._told if watched in merge]:
-            del self._told[merge]
+        """See ``app.tier.watch.WatchUpstream``."""
+        self._notices.forget(watched)
 
     async def _progress(self, query: str, url: str = "") -> int:
         found = await self._json("/v1/progress", query, url)
@@ -390,8 +324,7 @@ class GatewayUpstream:
         """Cancel the watches and reads. ``run`` closes the connections: it uses them to its end."""
         for watch in list(self._watches):
             watch.cancel()
-        for task in self._telling:
-            task.cancel()
+        self._notices.cancel()
         await self._shared.aclose()
 
     async def _look(self) -> str:
@@ -503,23 +436,6 @@ class GatewayUpstream:
             logger.warning("the upstream cannot be used", extra={"upstream": self.client.url, "reason": reason})
         since = before.since if before.state == "down" else time.time()
         self._condition = Condition(self.client.url, "", "down", since, reason)
-
-
-def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:
-    """Return the revision, the items and the next page ("": none) of an answer of ``/v1/kv``.
-
-    *epoch*: that of its cursor. Another gateway behind the same URL may follow another cluster.
-    """
-    try:
-        if answer.status == HTTPStatus.NOT_FOUND:
-            return int(answer.headers["X-Etcd-Revision"]), [], ""
-        found = json.loads(answer.body)
-        if parse_cursor(found["cursor"]).epoch != epoch:
-            raise ValueError("its cursor belongs to another cluster or another GATEWAY_EPOCH")
-        some = [found["kv"]] if "kv" in found else found["kvs"]
-        return int(found["revision"]), [parse_item(one) for one in some], str(found.get("next_page", ""))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UnavailableError(OUT_OF_REACH, cause=f"a list of the upstream cannot be read: {error!r}") from None
 
 
 def _problem(answer: Answer) -> Mapping[str, Any]:

@@ -444,18 +444,18 @@ async def test_the_upstream_is_told_of_a_merge(root: Scripted) -> None:
         query = "prefix=/svc/&prefix=/zzz/&min_revision=100"
 
         async def times(count: int) -> bool:
-            return told() == [query] * count and not above._telling
+            return told() == [query] * count and not above._notices._tasks
 
         await eventually(partial(times, 1))
         above.forget_told(KeyRange("prefix", b"/none/"))
         above.tell_merged(merged)
-        assert not above._telling
+        assert not above._notices._tasks
         watch.cancel()
         above.watch(SVC, 42, heard.append, stream_kind="live")
         await root.stream()
 
         async def forgotten() -> bool:
-            return merged not in above._told
+            return merged not in above._notices._told
 
         await eventually(forgotten)
         above.tell_merged(merged)
@@ -464,7 +464,7 @@ async def test_the_upstream_is_told_of_a_merge(root: Scripted) -> None:
 
 async def test_a_merge_that_was_not_told_is_told_later(root: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure at once, otherwise after a while. Clients choose the names: few are kept."""
-    monkeypatch.setattr("app.tier.upstream.MOST_MERGES", 2)
+    monkeypatch.setattr("app.tier.merge_notices.MOST_MERGES", 2)
     merges = [(KeyRange("prefix", b"/%d/" % number), SVC) for number in range(3)]
     async with upstream(root.url) as above:
         await above.reachable()
@@ -479,15 +479,15 @@ async def test_a_merge_that_was_not_told_is_told_later(root: Scripted, monkeypat
         above.tell_merged(merges[0])
 
         async def failed() -> bool:
-            return not above._telling
+            return not above._notices._tasks
 
         await eventually(failed)
-        assert not above._told
+        assert not above._notices._told
         says(root, Answered.of(position()))
         for merge in merges:
             above.tell_merged(merge)
-        assert list(above._told) == merges[:2]
+        assert list(above._notices._told) == merges[:2]
         now = above.clock()
-        above.clock = lambda: now + 10.1
+        above._notices._clock = lambda: now + 10.1
         above.tell_merged(merges[2])
-        assert list(above._told) == merges[2:]
+        assert list(above._notices._told) == merges[2:]
