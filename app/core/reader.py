@@ -19,7 +19,7 @@ from enum import Enum
 
 from .block_reader import BlockReader
 from .cursor import Cursor
-from .flush import Flush
+from .flush_reader import FlushReader
 from .frames import close_event, comment, control, greeting
 from .interned import interned
 from .log import LogSlice
@@ -82,8 +82,8 @@ class Reader:
     __slots__ = (
         "_asked", "_asked_backfill", "_blocks", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
         "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_policy", "_offered", "_older",
-        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_sent_pieces",
-        "_synced", "_with_state", "delivered", "interval", "min_revision", "phase", "revision",
+        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_synced", "_with_state",
+        "delivered", "interval", "min_revision", "phase", "revision",
         "told_stale", "wants",
     )  # fmt: skip
 
@@ -126,8 +126,7 @@ class Reader:
         self.revision = 0
         self._blocks: BlockReader | None = None  # of the snapshot that is being sent
         self.interval = interval
-        self._flush: Flush | None = None  # the flush that is being sent
-        self._sent_pieces = 0
+        self._flush: FlushReader | None = None  # of the flush that is being sent
         self.min_revision = min_revision
         self._for_gateway = for_gateway
         self._synced = False
@@ -472,9 +471,10 @@ class Reader:
 
     def _begin_flush(self) -> bytes:
         """Begin to send all that the client lacks: the newest event of each key."""
-        self._flush, self._sent_pieces = self._history.log.flush_from(self.revision), 0
-        if self._flush is None:
+        flush = self._history.log.flush_from(self.revision)
+        if flush is None:
             return self._reach_tip()
+        self._flush = FlushReader(flush)
         self._counting_policy().begin_flush()
         return self._next_piece()
 
@@ -486,11 +486,9 @@ class Reader:
         """
         flush = self._flush
         assert flush is not None, "called only while a flush is being sent"
-        data = flush.frame(self._sent_pieces, self._representation)
-        events = len(flush.pieces[self._sent_pieces])
+        data, events = flush.read(self._representation)
         self._count(events)
-        self._sent_pieces += 1
-        if self._sent_pieces < len(flush.pieces):
+        if not flush.over:
             return data
         self._flush = None
         self._counting_policy().end_flush()

@@ -309,7 +309,7 @@ def id_from_the_end_of_a_flush() -> None:
 
     def end_at_the_tip(self: Reader) -> bytes:
         if self._flush is not None:
-            self._flush.end = max(self._flush.end, self._history.log.tip)
+            self._flush._flush.end = max(self._flush.end, self._history.log.tip)
         return next_piece(self)
 
     _replace(Reader, "_next_piece", end_at_the_tip)
