@@ -28,10 +28,11 @@ from .descriptors import RESERVE, SPARE
 from .etcd.credentials import Credentials, CredentialsError
 from .etcd.upstream import Upstream
 from .ports import BrokenGatewayError, Clock, Draw, Hub, UpstreamStatistics, spawn
-from .settings import Settings, SettingsError, is_loopback, named
+from .settings import Settings, SettingsError, named
 from .stream.counters import StreamStatistics
 from .stream.streams import Streams, StreamSettings
 from .tls import TlsStatistics, UpstreamTls, make_tls
+from .urls import is_loopback
 from .watch.limits import Limits
 from .watch.merges_below import MergesBelow
 from .watch.registry import Registry

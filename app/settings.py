@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from .prefixes import plain_text, wrong_with_prefix
 from .units import number, processes, seconds, size, version
-from .urls import endpoint, is_host, is_origin
+from .urls import endpoint, is_host, is_loopback, is_origin
 
 PREFIX = "GATEWAY_"
 # Further variables that mean a setting.
@@ -475,16 +474,6 @@ class Settings(BaseSettings):
 def named(name: str) -> str:
     """Return a setting's name for error messages: its variable and its flag."""
     return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def load(flags: Mapping[str, Any]) -> Settings:

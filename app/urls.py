@@ -21,6 +21,16 @@ def is_host(text: str) -> bool:
         return False
 
 
+def is_loopback(host: str) -> bool:
+    """Whether *host* can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def is_origin(text: str) -> bool:
     """Whether *text* is an origin as browsers send it: never with an upper-case host, nor with the default port."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.urls import endpoint, is_origin
+from app.urls import endpoint, is_loopback, is_origin
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,21 @@ def test_an_endpoint_without_a_password() -> None:
 def test_origins(text: str, origin: bool) -> None:
     """An origin has the form that browsers send: lower case, and no default port."""
     assert is_origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    """A loopback address is reachable only from this machine. A name is not looked up."""
+    assert is_loopback(host) is expected

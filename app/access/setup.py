@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from ..file_watch import Source, WatchedFile
 from ..ports import Clock, Draw
-from ..settings import Settings, SettingsError, is_loopback, named
+from ..settings import Settings, SettingsError, named
+from ..urls import is_loopback
 from .bearer import Bearer, Verifier
 from .control import AccessControl
 from .policy_file import MAX_POLICY_FILE, parse_policy

@@ -16,7 +16,7 @@ from ..access.identity import Identity
 from ..core.errors import BadRequestError, UnauthorizedError
 from ..core.query import parse_query
 from ..gateway import Gateway
-from ..settings import is_loopback
+from ..urls import is_loopback
 from .access import describe
 from .json_answer import NO_STORE, json_answer
 from .requests import IDENTITY, check_origin, header_of, identity_of, query_of, session_of
