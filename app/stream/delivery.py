@@ -102,7 +102,7 @@ class Delivery:
         now = streams.clock()
         self._check_revision(now)
         # The permit may have been renewed, or withdrawn, while the head was sent.
-        self._expiry = self._expiry_of_permit()
+        self._expiry = Expiry.of(self._subscriber.permit, self._streams.wall())
         if self._subscriber.closing is not None:
             self._begin_close(self._subscriber.closing, now)
         self._set_timer(now)
@@ -116,7 +116,9 @@ class Delivery:
             return
         self.ended, self._at_rest = True, False
         if reason == STUCK and self._reader.after_a_reset:
-            self._add_retry_penalty()  # this client gets no `close` event, but its next `close` counts this time too
+            self._streams.penalize(
+                self._subscriber
+            )  # this client gets no `close` event, but its next `close` counts this time too
         self._subscriber.owner = None
         self._channel.notifier.discard(self)
         self._streams.timers.unset(self)
@@ -207,7 +209,7 @@ class Delivery:
             self._write_size = 0
             self._check_freshness(now)
             if self._reader.flushing and self._reader.too_slow:  # no `close` may come into a flush
-                self._add_retry_penalty()
+                self._streams.penalize(self._subscriber)
                 self.end("too-slow", abort=True)
                 return
             if self._rest is not None or self._reader.phase is SNAPSHOT:
@@ -270,15 +272,9 @@ class Delivery:
     def on_expiry(self) -> None:
         """See ``SubscriberOwner``."""
         self._at_rest = False
-        self._expiry = self._expiry_of_permit()
+        self._expiry = Expiry.of(self._subscriber.permit, self._streams.wall())
         self.wake()  # the notice may be due at once
         self._set_timer(self._streams.clock())
-
-    def _expiry_of_permit(self) -> Expiry | None:
-        permit = self._subscriber.permit
-        if permit is None or permit.expires is None:
-            return None
-        return Expiry(permit.expires, self._streams.wall())
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -338,7 +334,7 @@ class Delivery:
                 self._streams.snapshots.add(self)
                 return
             else:
-                data = self._say()
+                data = self._next_bytes()
                 if not data:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
@@ -360,7 +356,7 @@ class Delivery:
         if sink.ready and not self.ended:
             self._streams.snapshots.add(self)
 
-    def _say(self) -> bytes:
+    def _next_bytes(self) -> bytes:
         """Return the next bytes of the log, and the stream's own events that are due before or after them."""
         reader = self._reader
         due = self._due
@@ -487,7 +483,7 @@ class Delivery:
 
     def _close_event(self, reason: CloseReason) -> bytes:
         if reason == "too-slow":
-            retry_ms = self._add_retry_penalty()
+            retry_ms = self._streams.penalize(self._subscriber)
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.retry_factor if reason == TooLargeError.close_reason else 1)
         condition = self._streams.etcd.condition
@@ -496,12 +492,6 @@ class Delivery:
         return self._reader.close(
             reason, retry_ms, stale=bool(self._stale_ranges), detail=condition.told if away else ""
         )
-
-    def _add_retry_penalty(self) -> int:
-        host = self._subscriber.address.rpartition(":")[0]
-        # Not the ranges themselves: they may have 48 KiB, and thousands of clients are remembered.
-        who = (host, hash(self._channel.ranges))
-        return self._streams.retry_penalty.add(who, self._streams.clock(), self._streams.draw())
 
     def _resolve_cursor(self) -> bool:
         """See ``CursorResolver.advance``."""

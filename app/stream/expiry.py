@@ -6,6 +6,7 @@ The wall clock decides. It may be stepped while a stream lives, so each look com
 from __future__ import annotations
 
 from ..core.timestamps import rfc3339
+from ..ports import Permit
 
 # Seconds before the expiry at which the client is told: enough to fetch a new token and to open a second stream.
 NOTICE = 30.0
@@ -20,6 +21,11 @@ class Expiry:
         self._at = at
         self._told = False
         self.look(wall)
+
+    @classmethod
+    def of(cls, permit: Permit | None, wall: float) -> Expiry | None:
+        """Return the expiry of a stream with this permit; None if the stream never expires."""
+        return cls(permit.expires, wall) if permit is not None and permit.expires is not None else None
 
     def look(self, wall: float) -> None:
         """Find out what is due at *wall*, the wall clock's seconds."""

@@ -17,6 +17,7 @@ from ..core.slow_reader import SlowReaderPolicy
 from ..ports import Clock, Draw, Etcd
 from ..watch.channel import Channel
 from ..watch.registry import Registry
+from ..watch.subscriber import Subscriber
 from .counters import Counters
 from .framing import Chunks
 from .recheck import Recheck
@@ -33,17 +34,24 @@ RETRY_MS = (1000, 5000)
 class StreamSettings:
     """The part of ``app.settings.Settings`` that streams need."""
 
-    heartbeat: float
+    heartbeat: float  # seconds, like all times here
     send_timeout: float
     sync_timeout: float
     stale_after: float
-    max_age: float
-    min_rate: int
+    max_age: float  # 0 is off
+    min_rate: int  # bytes a second; 0 is off
     sink: Choice
 
 
 class Streams:
-    """The state that all streams of the process share."""
+    """See the module.
+
+    Args:
+        epoch_of: derives the epoch of cursors from the cluster's id and a selection.
+        instance: the gateway's name, for greetings.
+        wall: returns the wall clock's seconds, with which expiries are compared.
+        tier: returns the gateway's tier; None until that is known.
+    """
 
     def __init__(
         self,
@@ -118,6 +126,13 @@ class Streams:
         """
         low, high = RETRY_MS
         return int(factor * self.snapshots.retry_factor * (low + int((high - low) * self.draw())))
+
+    def penalize(self, subscriber: Subscriber) -> int:
+        """Record that a subscriber was too slow. Return the milliseconds for which its client must stay away."""
+        host = subscriber.address.rpartition(":")[0]
+        # Not the ranges themselves: they may have 48 KiB, and thousands of clients are remembered.
+        who = (host, hash(subscriber.channel.ranges))
+        return self.retry_penalty.add(who, self.clock(), self.draw())
 
     def drain(self) -> None:
         """End the refused EventSources that are held open. The registry ends the streams."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.access.bearer import Bearer
+from app.access.control import AccessControl
+from app.access.identity import Identity
 from app.stream.expiry import NOTICE, Expiry
 
 AT = 1_800_000_000.0
@@ -21,6 +24,19 @@ def test_a_stream_is_told_once_and_ends() -> None:
     assert (expiry.notice_due, expiry.over, expiry.next_look(AT - 1)) == (False, False, 1)
     expiry.look(AT)
     assert expiry.over
+
+
+def test_a_permit_without_an_expiry_never_ends_a_stream() -> None:
+    """Nor does the stream of a gateway without access control, which has no permit."""
+    assert Expiry.of(None, AT) is None
+    bearer = Bearer(wall=lambda: AT)
+    never, once = (
+        Expiry.of(AccessControl([b""], bearer).permit(Identity("token:a", expires=expires), (), ()), AT - 1)
+        for expires in (None, AT)
+    )
+    assert never is None
+    assert once is not None
+    assert once.next_look(AT - 1) == 1
 
 
 def test_a_stream_of_a_token_that_soon_expires_is_told_at_once() -> None:

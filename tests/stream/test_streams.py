@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from app.core.keys import KeyRange
 from app.gateway import Gateway
 from app.stream.streams import RETRY_MS
 from tests.support.asgi_client import Client, released, synced
@@ -25,6 +26,25 @@ async def test_clients_come_back_at_different_times(gateway: Gateway, factor: in
     assert found == sorted(set(found))
     assert found[0] == factor * low
     assert factor * 0.99 * high < found[-1] < factor * high
+
+
+async def test_a_host_pays_for_its_own_selection_alone(gateway: Gateway) -> None:
+    """A host that was too slow twice stays away longer, whatever its port. Another host, or selection, is new."""
+    streams, subscribe = gateway.streams, gateway.registry.subscribe
+    streams.draw = lambda: 0.0
+    waits = []
+    for name, address in (
+        (b"/a/", "10.0.0.1:1"),
+        (b"/a/", "10.0.0.1:2"),
+        (b"/a/", "10.0.0.2:1"),
+        (b"/b/", "10.0.0.1:1"),
+    ):
+        ranges = (KeyRange("prefix", name),)
+        with subscribe(ranges, address=address, user_agent="", request_id="", has_cursor=False) as subscriber:
+            waits.append(streams.penalize(subscriber))
+    first, second, *others = waits
+    assert second > first
+    assert others == [first, first]
 
 
 async def test_one_chunk_for_all(gateway: Gateway) -> None:
