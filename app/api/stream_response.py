@@ -9,25 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Hashable
-from dataclasses import dataclass
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from ..access.permit import Permit
-from ..core.cursor import Cursor
 from ..core.errors import GatewayError, TransientError, UnavailableError
-from ..core.frames import GZIP, control, greeting
+from ..core.frames import control, greeting
 from ..core.negotiation import Coding
-from ..core.quotas import Caller
 from ..core.reasons import QUOTA_REASONS
-from ..core.selection import Selection
 from ..stream.connection import Connection, StuckError
 from ..stream.delivery import FAILED, Delivery
 from ..stream.sink import GONE, STUCK, FastSink, make_sink
 from ..stream.streams import Streams
 from ..watch.subscriber import Subscriber
 from .problems import problem
+from .watch_request import WatchRequest
 
 logger = logging.getLogger("gateway.stream")
 
@@ -36,36 +32,6 @@ MAX_HELD = 1000
 _MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
 
 RawHeaders = list[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class WatchRequest:
-    """A parsed request for a stream."""
-
-    selection: Selection
-    format: str
-    cursor: Cursor | None
-    snapshot: bool
-    holdable: bool  # an EventSource sent it: a transient refusal must be a 200
-    address: str
-    user_agent: str
-    request_id: str
-    interval: float = 0.0  # of ``mode=latest``, in seconds; 0: every event is sent
-    min_revision: int = 0
-    caller: Caller | None = None  # whose quotas the stream counts for
-    permit: Permit | None = None  # None: nothing is checked after the stream has begun
-    from_gateway: bool = False  # a gateway that follows this one sent it
-    coding: Coding = Coding.FIXED
-
-    @property
-    def form(self) -> str:
-        """The form of the stream's bytes: see ``app.core.frames``."""
-        return self.format + GZIP if self.coding is Coding.GZIP else self.format
-
-    @property
-    def id_header(self) -> tuple[bytes, bytes]:
-        """The header that tells the client its request's id."""
-        return (b"x-request-id", self.request_id.encode())
 
 
 class _NoContent:

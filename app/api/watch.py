@@ -26,8 +26,9 @@ from .requests import (
     query_of,
     request_id_of,
 )
-from .stream_response import StreamResponse, WatchRequest
+from .stream_response import StreamResponse
 from .watch_query import parse
+from .watch_request import WatchRequest
 
 
 def cursor_of(header: str | None, query: bytes | None) -> Cursor | None:

@@ -8,9 +8,9 @@ import pytest
 from starlette.requests import Request
 
 from app.access.identity import ANONYMOUS
-from app.api.stream_response import WatchRequest
 from app.api.watch import WatchEndpoint, cursor_of
 from app.api.watch_query import newest_cursor
+from app.api.watch_request import WatchRequest
 from app.core.cursor import NOTHING, UNREADABLE, parse_cursor
 from app.core.errors import BadRequestError, GatewayError
 from app.core.keys import KeyRange
