@@ -6,30 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from ..core.budget import PAGE_BYTES, Hold, Use
+from ..core.budget import Hold, Use
 from ..core.encoding import count_body
 from ..core.errors import CompactedError, FutureRevisionError, PageExpiredError
 from ..core.keys import KeyRange
-from ..core.page_token import PageToken
-from ..core.selection import Selection
 from ..gateway import Gateway
-from ..memory import reserve
 from .kv_list import KvList
-from .kv_request import KvRead, KvRequest, not_reached
+from .kv_memory import answer_memory
+from .kv_request import KvRead, KvRequest, check_epoch, not_reached
 from .kv_response import KvBody, key_body, revoked
-
-# Seconds that a read waits for memory before it is refused.
-RESERVE_TIMEOUT = 0.5
-
-
-def check_epoch(gateway: Gateway, page: PageToken | None, selection: Selection) -> None:
-    """Raise PageExpiredError if *page* is known to be of another cluster or another request."""
-    known = gateway.upstream.cluster_id
-    if page is not None and known and page.epoch != gateway.epoch_of(known, selection):
-        raise PageExpiredError(
-            "the token in 'page' is from another cluster or another request; start over without 'page'",
-            parameter="page",
-        )
 
 
 class EtcdReads:
@@ -68,29 +53,24 @@ class EtcdReads:
     async def _once(self, read: KvRead) -> KvBody:
         """Read the values. The memory for them is reserved before etcd is asked for the first byte."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
-        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, timeout=RESERVE_TIMEOUT)
         try:
-            if read.selection.count_only:
-                body = await self._count(read, hold)
-            elif read.single_key:
-                body = await self._item(read, hold)
-            else:
-                body = await self._list(read, hold)
-            if hold.released:
-                raise revoked()
+            async with answer_memory(self._gateway.budget) as hold:
+                if read.selection.count_only:
+                    body = await self._count(read, hold)
+                elif read.single_key:
+                    body = await self._item(read, hold)
+                else:
+                    body = await self._list(read, hold)
+                if hold.released:
+                    raise revoked()
         except CompactedError:
-            hold.release()
             raise PageExpiredError(
                 "etcd has compacted the revision of this page; start over without 'page'", parameter="page"
             ) from None
         except FutureRevisionError:
-            hold.release()
             raise PageExpiredError(
                 "etcd was restored and lacks the revision of this page; start over without 'page'", parameter="page"
             ) from None
-        except BaseException:
-            hold.release()
-            raise
         return body
 
     async def _count(self, read: KvRead, hold: Hold) -> KvBody:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..core.budget import PAGE_BYTES, Use
+from ..core.budget import PAGE_BYTES
 from ..core.deflate import plain_size
 from ..core.encoding import count_body
 from ..core.errors import DeniedError, DrainingError, GatewayError, TooLargeError, UnavailableError
@@ -17,13 +17,12 @@ from ..core.quotas import Caller
 from ..core.snapshot import Snapshot
 from ..core.view import View
 from ..gateway import Gateway
-from ..memory import reserve
 from ..watch.channel import Channel
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
-from .kv_etcd import RESERVE_TIMEOUT, check_epoch
 from .kv_list import KvList
-from .kv_request import KvRead, KvRequest, not_reached
+from .kv_memory import answer_memory
+from .kv_request import KvRead, KvRequest, check_epoch, not_reached
 from .kv_response import KvBody, key_body, revoked
 
 GatewayState = Literal["live", "stale"]
@@ -163,8 +162,7 @@ class FeedReads:
         selection, view = read.selection, channel.history.view
         assert view is not None, "a channel that can be read has a view"
         epoch, revision = self._gateway.epoch_of(channel.history.cluster_id, selection), snapshot.revision
-        hold = await reserve(self._gateway.budget, Use.ANSWER, min(PAGE_BYTES, snapshot.size), timeout=RESERVE_TIMEOUT)
-        try:
+        async with answer_memory(self._gateway.budget, min(PAGE_BYTES, snapshot.size)) as hold:
             if selection.count_only:
                 return KvBody(revision, [count_body(revision, f"{epoch}-{revision}", snapshot.count)], hold)
             if read.single_key:
@@ -172,9 +170,6 @@ class FeedReads:
                     next(iter(snapshot.items), None), revision, epoch, selection, hold, gzip=read.gzip
                 )
             return await _list(view, snapshot, epoch, KvList(read, hold), read)
-        except BaseException:
-            hold.release()
-            raise
 
 
 def _snapshot(channel: Channel) -> Snapshot:

@@ -6,10 +6,11 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
-from ..core.errors import BadRequestError, RevisionNotReachedError
+from ..core.errors import BadRequestError, PageExpiredError, RevisionNotReachedError
 from ..core.page_token import PageToken, parse_page_token
 from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
+from ..gateway import Gateway
 from .requests import encoding_of, scope_of
 
 if TYPE_CHECKING:
@@ -139,6 +140,16 @@ def _check_single_key(query: Query) -> None:
                 code="conflicting-parameters",
                 parameter=name,
             )
+
+
+def check_epoch(gateway: Gateway, page: PageToken | None, selection: Selection) -> None:
+    """Raise PageExpiredError if *page* is known to be of another cluster or another request."""
+    known = gateway.upstream.cluster_id
+    if page is not None and known and page.epoch != gateway.epoch_of(known, selection):
+        raise PageExpiredError(
+            "the token in 'page' is from another cluster or another request; start over without 'page'",
+            parameter="page",
+        )
 
 
 def not_reached(min_revision: int, revision: int) -> RevisionNotReachedError:

@@ -10,18 +10,17 @@ import json
 import re
 from urllib.parse import quote
 
-from ..core.budget import PAGE_BYTES, Hold, Use
+from ..core.budget import Hold
 from ..core.encoding import compact, list_head, list_tail
 from ..core.errors import UnavailableError
 from ..core.etag import ETag, parse_etag
 from ..core.page_token import parse_page_token
 from ..gateway import Gateway
-from ..memory import reserve
 from ..tier.client import OUT_OF_REACH, Answer
 from ..tier.upstream import GatewayUpstream
-from .kv_etcd import RESERVE_TIMEOUT, check_epoch
 from .kv_gzip import deflate
-from .kv_request import KvRead, KvRequest
+from .kv_memory import answer_memory
+from .kv_request import KvRead, KvRequest, check_epoch
 from .kv_response import KvBody, revoked
 
 # The end of a list that has another page. In a key or a value, these quotes would be escaped.
@@ -52,8 +51,7 @@ class UpstreamReads:
         return body
 
     async def _once(self, asked: KvRequest) -> KvBody:
-        hold = await reserve(self._gateway.budget, Use.ANSWER, PAGE_BYTES, timeout=RESERVE_TIMEOUT)
-        try:
+        async with answer_memory(self._gateway.budget) as hold:
             answer = await self._upstream.read(_query(asked, self._reader))
             if hold.released:
                 raise revoked()
@@ -69,9 +67,6 @@ class UpstreamReads:
                 self._reader = page.reader
             parts = await deflate(encoded) if read.gzip else [encoded]
             return KvBody(revision, parts, hold, tag, page)
-        except BaseException:
-            hold.release()
-            raise
 
     def _list_of_one(self, answer: Answer, read: KvRead, revision: int, hold: Hold) -> KvBody:
         """Return a list of at most one key. The upstream answers a request for a single key with the key, or 404."""
