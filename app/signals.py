@@ -30,7 +30,8 @@ class Signals:
     """The process's signal handlers, and the current listener."""
 
     def __init__(self) -> None:
-        self._installed = self._deaf = self._had_terminal = False
+        self._installed = self._had_terminal = False
+        self._discarding = False  # signals
         self._listener: tuple[Loop, Callable[[int], None]] | None = None
 
     def install(self) -> None:
@@ -47,7 +48,7 @@ class Signals:
 
     def ignore(self) -> None:
         """Ignore all signals from now on, so that none changes the exit status."""
-        self._deaf = True
+        self._discarding = True
         # Python may handle a signal after its handler is replaced, and then reports that the handler is gone.
         complain, sys.unraisablehook = sys.unraisablehook, lambda _: None
         for _ in range(2):  # the second pass is for signals that came during the first
@@ -67,15 +68,15 @@ class Signals:
         After this context ends, signals are discarded: they must not disturb the cleanup that follows.
         """
         self.install()
-        self._deaf, self._listener = False, (loop, callback)
+        self._discarding, self._listener = False, (loop, callback)
         try:
             yield
         finally:
-            self._deaf, self._listener = True, None
+            self._discarding, self._listener = True, None
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal. Python calls this between two instructions of the main thread."""
-        if self._deaf:
+        if self._discarding:
             return
         if self._listener is not None:
             loop, callback = self._listener

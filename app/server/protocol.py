@@ -125,7 +125,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _client_transport: ClientTransport
     _taken = False  # a stream has taken over the connection
-    _deaf = False  # received bytes are discarded
+    _discarding = False  # received bytes
     _stopping = False  # the next answer is the last
     _running: RequestResponseCycle | None = None  # the request that is being answered, if others wait for its end
 
@@ -148,7 +148,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def give_way(self) -> None:
         """Close this idle connection: another connection is admitted instead."""
-        self._deaf = True
+        self._discarding = True
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -180,7 +180,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self._answering():
             return  # a head that began during an answer waits for the answer's end; then uvicorn's own timer runs
-        self._deaf = True
+        self._discarding = True
         if self._head_complete or not self._head_bytes:
             # A browser opens connections ahead of need. It would take a 408 for the answer to its next request.
             self.transport.close()
@@ -222,7 +222,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
         For uvicorn the client has disconnected: only then may the application return before the response is complete.
         """
-        self._taken = self._deaf = True
+        self._taken = self._discarding = True
         self._head_ended()
         self.cycle.disconnected = True
         # Each of these refers to this protocol, which refers to them.
@@ -280,7 +280,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count the bytes of an unfinished head, which the parser keeps."""
-        if self._deaf or self.transport.is_closing():
+        if self._discarding or self.transport.is_closing():
             return
         self._passed = False
         super().data_received(data)
@@ -320,19 +320,19 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_complete = self._passed = True
         self._head_bytes = 0
         self._head_ended()
-        if self._deaf:
+        if self._discarding:
             return
         if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) + 4 * len(self.headers) > MAX_HEAD:
             self._refuse_head()
             return
         version = self.parser.get_http_version()
         if version not in VERSIONS or [name for name, _ in self.headers].count(b"host") > 1:
-            self._deaf = True
+            self._discarding = True
             self.send_400_response("it has two Host headers" if version in VERSIONS else f"its version is {version}")
             return
         if self._is_last():
             self.cycle.keep_alive = False
-            self._deaf = True
+            self._discarding = True
             return
         app = self.config.loaded_app
         self.app = partial(unchunked, app) if version == HTTP_1_0 else app
@@ -357,17 +357,17 @@ class GatewayProtocol(HttpToolsProtocol):
         After 64 KiB of unread body, uvicorn would stop reading, and would not detect a disconnect.
         """
         self._passed, self._head_bytes = True, 0
-        if not self._deaf and not self._streaming():
+        if not self._discarding and not self._streaming():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request."""
         self._passed = True
-        if not self._deaf:
+        if not self._discarding:
             super().on_message_complete()
 
     def _refuse_head(self) -> None:
-        self._deaf = True
+        self._discarding = True
         self._refuse(HeadTooLargeError(f"a request's line and headers may have at most {MAX_HEAD} bytes"))
 
     def send_400_response(self, msg: str) -> None:
@@ -381,7 +381,7 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle = self.cycle
             if not cycle.more_body or cycle.response_started or self.pipeline:
                 # What is wrong comes after a whole request, or after the head of its answer: that answer is the last.
-                self._deaf = True
+                self._discarding = True
                 cycle.keep_alive = False
                 return
             # The body is wrong, and with it the request. The application learns that the client has gone.

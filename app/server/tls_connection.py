@@ -46,8 +46,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     """
 
     __slots__ = (
-        "_began", "_closing", "_context", "_failed", "_http", "_incoming", "_loop", "_outgoing", "_paused", "_shaken",
-        "_tcp", "_timer", "_tls", "_unasked", "_write_side_only",
+        "_began", "_closing", "_context", "_failed", "_handshake_done", "_http", "_incoming", "_loop", "_outgoing",
+        "_paused", "_tcp", "_timer", "_tls", "_unasked", "_write_side_only",
     )  # fmt: skip
 
     def __init__(
@@ -63,11 +63,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._began = False  # the first byte has come
-        self._shaken = False  # the handshake is finished
+        self._handshake_done = False
         self._closing = False  # nothing more is read or written
         self._paused = False  # the HTTP protocol wants no bytes now
         self._write_side_only = False  # the client has sent its last bytes, and still gets its answer
-        self._unasked = 0
+        self._unasked = 0  # bytes that TLS itself has sent: see MAX_UNASKED
 
     # --- the protocol of the TCP transport ----------------------------------------------------------------------------
 
@@ -86,16 +86,16 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             return
         self._began = True
         self._incoming.write(data)
-        if self._shaken or self._continue_handshake():
+        if self._handshake_done or self._continue_handshake():
             self._read()
 
     def eof_received(self) -> bool:
         """Handle the client's half-close. Returns True to keep the connection until the answer is sent."""
-        return not self._closing and self._shaken and (self._write_side_only or self._half_close())
+        return not self._closing and self._handshake_done and (self._write_side_only or self._half_close())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything: the client left, or one side closed the connection."""
-        if not (self._shaken or self._closing):
+        if not (self._handshake_done or self._closing):
             self._failed("left", "", self._address())
         self._end()
         http, self._http = self._http, asyncio.Protocol()  # the two refer to each other
@@ -122,7 +122,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._flush()  # the alert that tells the client why
             self._fail(_reason(error), _detail(error))
             return False
-        self._shaken = True
+        self._handshake_done = True
         self._stop_timer()
         self._flush()
         return True
@@ -183,7 +183,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt *data*, and write it to the TCP transport."""
-        if self._closing or not self._shaken:
+        if self._closing or not self._handshake_done:
             return
         rest = memoryview(data)
         try:
@@ -197,7 +197,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """Close the connection in order: TLS close_notify, then TCP FIN, after the bytes that are written."""
         if self._closing:
             return
-        if self._shaken:
+        if self._handshake_done:
             with contextlib.suppress(ssl.SSLError):  # SSLWantReadError: the client's own close_notify is not awaited
                 self._tls.unwrap()
             self._flush()
