@@ -83,7 +83,7 @@ class Link:
         self._watch_member = 0
         self._watch_member_version: Version | None = None  # None: not known yet
         self._vouched_version = vouched_version
-        self._may_not_ask = False  # members tell their version to root only
+        self._status_denied = False  # members tell their status, and with it their version, to root only
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -109,7 +109,7 @@ class Link:
         Only the members that serve the link's reads and its watches have told their versions: behind one name or
         Service there may be members of other versions. The version that the operator vouches for is that of all.
         """
-        if member == self._member or self._may_not_ask:
+        if member == self._member or self._status_denied:
             return self.version
         return (self._watch_member_version if member == self._watch_member else None) or UNKNOWN
 
@@ -122,7 +122,7 @@ class Link:
     @property
     def version_known(self) -> bool:
         """Whether the member that serves the watches has told its version, or is known not to tell."""
-        return self._watch_member in (0, self._member) or self._may_not_ask or self._watch_member_version is not None
+        return self._watch_member in (0, self._member) or self._status_denied or self._watch_member_version is not None
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -173,14 +173,14 @@ class Link:
         except rpc.AioRpcError as error:
             if error.code() is not rpc.StatusCode.PERMISSION_DENIED:
                 raise
-            return await self._check_as_a_stranger(timeout)
+            return await self._check_without_status(timeout)
         self.header = status.header
         if not status.leader:
             return "the member has no leader"
         if status.isLearner:
             return "the member is a learner, which serves no watches"
         self.applied = status.raftAppliedIndex
-        self._may_not_ask = False
+        self._status_denied = False
         self.version_text = status.version
         self.version = parse_version(status.version)
         return None
@@ -201,8 +201,8 @@ class Link:
             if status.header.member_id == self._watch_member:
                 self._watch_member_version = parse_version(status.version)
 
-    async def _check_as_a_stranger(self, timeout: float) -> str | None:
-        """Check a member that refuses its status to the gateway's user.
+    async def _check_without_status(self, timeout: float) -> str | None:
+        """Check a member that denies its status to the gateway's user.
 
         From 3.5.28 on (and in 3.6 until the fix), only root may ask for the status: etcd #21663. Then the version is
         the one that the operator vouches for. Without one, the version stays unknown, so the gateway does not trust the
@@ -223,9 +223,9 @@ class Link:
 
     def _use_vouched_version(self) -> None:
         """Use the version that the operator vouches for, unless the member has told its own. Log that once."""
-        if self.version_text or self._may_not_ask:
+        if self.version_text or self._status_denied:
             return
-        self._may_not_ask = True
+        self._status_denied = True
         self.version_text, self.version = self._vouched_version, parse_version(self._vouched_version)
         if self.version_text:
             logger.info(
