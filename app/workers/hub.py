@@ -102,6 +102,7 @@ class Hub(SignalHandler):
         self._acceptor = acceptor
         self._files = files
         self._over = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None  # the loop itself would forget the task
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Start the workers, accept, and return when all workers have ended, or the gateway has failed."""
@@ -133,7 +134,7 @@ class Hub(SignalHandler):
 
     def _reload(self) -> None:
         self._gateway.reload()
-        self._reading = spawn(self._files.reload(), name="reload", died=lambda _error: None)
+        self._reloading = spawn(self._files.reload(), name="reload", died=lambda _error: None)
         self._team.tell("reload")
 
     def _step(self, received: int) -> None:

@@ -66,12 +66,15 @@ class Worker:
         self._link: Link
         self._hub: HubLink
         self._gateway: Gateway
+        self._receiver: ConnectionReceiver
+        self._load_timer: asyncio.TimerHandle
         self._servers: dict[Port, PassedServer] = {}
         self._report: Callable[[Ranges | None], Report]
         self._tell_edge: Callable[[Ranges, str, int], Coroutine[Any, Any, None]]
         self._bookmark_tasks: set[asyncio.Task[None]] = set()
-        self._said: tuple[int, int] | None = None
-        self._stopping = self._alone = False
+        self._said: tuple[int, int] | None = None  # connections taken, and open, as the hub was told last
+        self._stopping = False
+        self._hub_has_gone = False  # while the worker served
 
     async def run(self, sock: socket.socket) -> None:
         """Serve to the end. *sock*: the link to the hub.
@@ -88,7 +91,7 @@ class Worker:
             # Also when a file cannot be used: with an open link, uvloop may not end. And it is not the hub that ends.
             self._stopping = True
             self._link.close()
-        if self._alone:
+        if self._hub_has_gone:
             raise BrokenGatewayError("the hub has ended")
 
     async def _serve(self, first: Message) -> None:
@@ -138,7 +141,7 @@ class Worker:
     def _end(self) -> None:
         for task in self._bookmark_tasks:
             task.cancel()
-        self._looks.cancel()
+        self._load_timer.cancel()
         self._stop_receiving()
 
     # --- connections --------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ class Worker:
 
     def _look(self) -> None:
         """Say how many connections are open, if that has changed."""
-        self._looks = asyncio.get_running_loop().call_later(LOAD, self._look)
+        self._load_timer = asyncio.get_running_loop().call_later(LOAD, self._look)
         if self._said != (self._receiver.count, self._gateway.capacity.connections):
             self._say_load(self._receiver.count)
 
@@ -221,7 +224,7 @@ class Worker:
             os._exit(1)
         if not self._stopping and hasattr(self, "_gateway"):
             logger.error("the hub has ended, so this worker ends, too")
-            self._alone = True
+            self._hub_has_gone = True
             shutil.rmtree(Path(self._hub.socket).parent, ignore_errors=True)  # the hub would have done so
             self._stop()
             self._hurry()
