@@ -352,6 +352,14 @@ def test_the_base_image_is_the_same_everywhere() -> None:
         assert named <= {base}, path.name
 
 
+def test_every_file_beside_the_rooms_is_in_the_architecture() -> None:
+    """The rooms have a row each, and the files directly in ``app/`` share one."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `app/` \|(.*)$", text, re.MULTILINE)
+    names = {path.stem for path in APP.glob("*.py")} - {"__init__"}
+    assert {name for name in names if f"`{name}`" not in row} == set()
+
+
 def test_every_room_has_a_row_in_contributing() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rooms = {path.name for path in APP.iterdir() if path.is_dir() and not path.name.startswith("_")}
