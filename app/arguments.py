@@ -168,7 +168,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 class _Once(argparse.Action):
-    """A list that a second flag would replace: who writes ``--pin /a/ --pin /b/`` means both."""
+    """Refuses a list that is given twice. By default the second flag replaces the first, and ``--pin /a/ --pin /b/``
+    means both.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None

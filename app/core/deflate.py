@@ -1,4 +1,4 @@
-"""gzip, deflated once for everybody: blocks that depend on no other, in whatever order they are sent.
+"""gzip in blocks that are deflated once for all clients: a block can be inflated without the blocks before it.
 
 Must live here: how bytes become blocks of a gzip member, and the end of a member. Must not: which bytes (``frames``,
 ``encoding``), who keeps blocks (``view``, ``log``), what a client accepts (``negotiation``).

@@ -68,9 +68,9 @@ class LogEntry:
         self.frames: dict[Representation, bytes] = {}
 
     def wire_size(self, representation: Representation | None = None) -> int:
-        """About how many bytes the batch has in a stream: the log of a selection counts only references as its size.
+        """About how many bytes the batch has in a stream. The log of a selection counts only references as its size.
 
-        The frames of the others say little: a megabyte may be deflated to a thousand bytes.
+        The frames of other representations say little: a megabyte may be deflated to a thousand bytes.
         """
         frame = self.frames.get(representation) if representation is not None else None
         return len(frame) if frame is not None else sum(event.wire_size for event in self.batch.events)

@@ -6,7 +6,7 @@ import re
 
 # Seconds. Proxies end requests that take longer than a minute or two without a byte.
 MOST_WAIT = 60
-# No ``\s*`` in front: many spaces before what is no name would take a time that is quadratic in their number.
+# No ``\s*`` in front: with it, many spaces that no name follows would take time quadratic in their number.
 _PREFERENCE = re.compile(r'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s,;"]*))?[^,]*(?:,|$)')
 
 

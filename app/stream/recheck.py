@@ -1,4 +1,4 @@
-"""The check of all open streams after the access rules have changed: who may no longer read is closed.
+"""The check of all open streams after the access rules have changed: streams that may no longer read are closed.
 
 One pass over 5,000 streams would block the event loop, so a pass is done in slices. Streams that begin after the change
 have been checked by the new rules.
@@ -41,7 +41,7 @@ class Recheck:
             self._slice()
 
     def end_session(self, session: str) -> None:
-        """Close the streams that a browser's session has opened. To look at 20,000 streams takes 1 ms."""
+        """Close the streams that a browser's session has opened. Finding them among 20,000 streams takes 1 ms."""
         found = self._registry.subscribers()
         self._close(one for one in found if one.permit is not None and one.permit.session == session)
 

@@ -1,9 +1,9 @@
-"""The merges that other gateways make, which follow this one: their quiet ranges are proven without being asked for.
+"""Merges that the gateways below make: their quiet ranges are proven before the gateways below ask for it.
 
-A gateway below says that it merges some ranges (``/v1/progress``). For a while from then on, its streams of these
-ranges get a bookmark as soon as the tip moves. Who follows etcd itself asks etcd for progress of a range as soon as
-another range of the merge has a newer event. Who follows a gateway tells that one of the merge, and passes on what
-comes.
+A gateway below says that it merges some ranges (``/v1/progress``). For LEASE seconds from then on, its streams of these
+ranges get a bookmark as soon as the tip moves. If this gateway follows etcd, it asks etcd for progress of a range as
+soon as another range of the merge has a newer event. If it follows a gateway, it tells that gateway of the merge, and
+passes on what comes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MergesBelow:
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self, ranges: Ranges, streams: Sequence[Subscriber]) -> None:
-        """Take that a gateway below merges *ranges*, some of which it follows here, by *streams* of one range each."""
+        """Record that a gateway below merges *ranges*. *streams*: its streams here, of one of the ranges each."""
         if not streams or self._registry.draining or not self._etcd.progress_trusted:
             return
         loop = asyncio.get_running_loop()
