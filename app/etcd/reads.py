@@ -72,6 +72,18 @@ class Listing:
     cluster_id: int
 
 
+def smaller_page(keys: int, error: LargeMessageError | TooSlowError) -> int:
+    """Return how many keys to ask for, after a page of *keys* keys did not fit a message or did not arrive in time."""
+    if isinstance(error, LargeMessageError) and error.size:
+        return max(1, min(keys // 2, keys * PAGE_BYTES // error.size))
+    return max(1, keys // 8)
+
+
+def next_page(keys: int, found: int, size: int) -> int:
+    """Return how many keys to ask for next. *keys*: asked for in the last page; it had *found* keys of *size* bytes."""
+    return max(1, min(MAX_PAGE, keys * 4, found * PAGE_BYTES // size))
+
+
 class Reads:
     """See the module.
 
@@ -180,10 +192,8 @@ class Reads:
                         if large or not isinstance(error, LargeMessageError):
                             raise
                         large = self._size_of_one(error)
-                    elif isinstance(error, LargeMessageError) and error.size:
-                        size = max(1, min(ask // 2, ask * PAGE_BYTES // error.size))
                     else:
-                        size = max(1, ask // 8)
+                        size = smaller_page(ask, error)
                     continue
                 pinned = pinned or response.header.revision
                 cluster_id, more = response.header.cluster_id, response.more
@@ -197,7 +207,7 @@ class Reads:
                 if not more or (limit is not None and got >= limit):
                     return
                 key, large = items[-1].key + b"\0", 0
-                size = max(1, min(MAX_PAGE, size * 4, len(items) * PAGE_BYTES // page_bytes))
+                size = next_page(size, len(items), page_bytes)
                 self._remember(watched, size)
                 del items
 

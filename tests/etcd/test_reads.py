@@ -11,12 +11,12 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.core.budget import Budget
+from app.core.budget import PAGE_BYTES, Budget
 from app.core.errors import CompactedError, DeniedError, LargeMessageError, TooSlowError, UnavailableError
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
-from app.etcd.reads import RANGE_TIMEOUT, REVISION_INTERVAL, Listing, Reads
+from app.etcd.reads import MAX_PAGE, RANGE_TIMEOUT, REVISION_INTERVAL, Listing, Reads, next_page, smaller_page
 from app.etcd.upstream import CONNECT_TIMEOUT, DOWN_TIMEOUT, Upstream
 from app.ports import OUT_OF_REACH
 from tests.support.embedded import EmbeddedEtcd
@@ -388,3 +388,34 @@ async def test_only_so_many_ranges_are_remembered(monkeypatch: pytest.MonkeyPatc
     assert list(reads._first_pages) == [a, c]
     reads._remember(a, 100)
     assert list(reads._first_pages) == [c]
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "fewer"),
+    [
+        (1000, LargeMessageError("too large", 4 * PAGE_BYTES), 250),  # as many as fill a page
+        (1000, LargeMessageError("too large", PAGE_BYTES), 500),  # never more than half
+        (1000, LargeMessageError("too large"), 125),  # the size is not known
+        (1000, TooSlowError("too slow"), 125),
+        (2, LargeMessageError("too large", 1 << 40), 1),  # at least one
+        (2, TooSlowError("too slow"), 1),
+    ],
+)
+def test_how_many_fewer_keys_are_asked_for(keys: int, error: LargeMessageError | TooSlowError, fewer: int) -> None:
+    """A message that names its size tells how many keys fit. Nothing tells how many keys come in time."""
+    assert smaller_page(keys, error) == fewer
+
+
+@pytest.mark.parametrize(
+    ("keys", "found", "size", "following"),
+    [
+        (16, 16, 16 * PAGE_BYTES // 1000, 64),  # small values: four times as many
+        (1000, 1000, PAGE_BYTES // 2, 2000),
+        (1000, 1000, 4 * PAGE_BYTES, 250),
+        (1, 1, 100 * PAGE_BYTES, 1),
+        (MAX_PAGE, MAX_PAGE, MAX_PAGE, MAX_PAGE),
+    ],
+)
+def test_the_next_page_has_as_many_keys_as_fill_it(keys: int, found: int, size: int, following: int) -> None:
+    """By the size of the last page's keys. The next keys may be larger, so the number grows step by step."""
+    assert next_page(keys, found, size) == following
