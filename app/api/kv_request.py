@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
@@ -11,6 +10,7 @@ from ..core.page_token import PageToken, parse_page_token
 from ..core.query import Query, parse_choice, parse_flag, parse_number, parse_query, parse_ranges, parse_revision
 from ..core.selection import Ranges, Selection
 from ..gateway import Gateway
+from .parsed_queries import parsed_once
 from .requests import encoding_of, scope_of
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ Consistency = Literal["linearizable", "feed"]
 CONSISTENCIES: tuple[str, ...] = get_args(Consistency)
 DEFAULT_LIMIT = 10_000
 MAX_LIMIT = 100_000
-# Bytes of the longest query whose parsed form is kept, so that what clients choose takes 4 MiB at most.
-LONGEST_KNOWN = 512
 _KNOWN = frozenset({
     "key", "prefix", "scope", "limit", "page", "keys_only", "count_only", "encoding", "consistency", "min_revision",
 })  # fmt: skip
@@ -92,12 +90,9 @@ class Reads(Protocol):
         """
 
 
+@parsed_once
 def parse(raw: bytes) -> KvRequest:
     """Parse a query. Raises BadRequestError if the query is wrong."""
-    return _known(raw) if len(raw) <= LONGEST_KNOWN else _parse(raw)
-
-
-def _parse(raw: bytes) -> KvRequest:
     query = parse_query(raw, _KNOWN)
     ranges = parse_ranges(query)
     selection = Selection(
@@ -126,10 +121,6 @@ def _parse(raw: bytes) -> KvRequest:
     read = KvRead(selection, parse_number(query, "limit", default=DEFAULT_LIMIT, most=MAX_LIMIT), page, single_key)
     consistency = parse_choice(query, "consistency", CONSISTENCIES) or "linearizable"
     return KvRequest(read, cast("Consistency", consistency), min_revision, scope_of(query))
-
-
-# To parse a query takes a quarter of a read from memory, and clients ask the same again and again.
-_known = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def _check_single_key(query: Query) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -13,6 +12,7 @@ from ..core.interned import interned
 from ..core.query import parse_choice, parse_flag, parse_query, parse_ranges, parse_revision, text
 from ..core.selection import Selection
 from ..units import seconds
+from .parsed_queries import parsed_once
 from .requests import encoding_of, scope_of
 
 # Query parameters that hold a cursor, the newest cursor first. event-source-polyfill and reconnecting-eventsource
@@ -28,8 +28,6 @@ _KNOWN = frozenset({
     "key", "prefix", "scope", "snapshot", "keys_only", "encoding", "format", "mode", "interval", "min_revision",
     "last_event_id", "lastEventId",
 })  # fmt: skip
-# Bytes of the longest query whose parsed form is kept. What clients choose takes 4 MiB at most.
-LONGEST_KNOWN, MOST_KNOWN = 512, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,9 @@ class WatchQuery:
     cursor: bytes | None  # the newest one
 
 
+@parsed_once
 def parse(raw: bytes) -> WatchQuery:
     """Parse a query. Raises BadRequestError if the query is wrong."""
-    return _known(raw) if len(raw) <= LONGEST_KNOWN else _parse(raw)
-
-
-def _parse(raw: bytes) -> WatchQuery:
     query = parse_query(raw, _KNOWN, lenient=set(CURSORS), appended={_APPENDED})
     ranges = parse_ranges(query)
     encoding = encoding_of(query)
@@ -64,10 +59,6 @@ def _parse(raw: bytes) -> WatchQuery:
         permitted_only=scope_of(query),
         cursor=newest_cursor(query),
     )
-
-
-# A herd sends one query 5,000 times. To parse it took 6 us of each join.
-_known = functools.lru_cache(maxsize=MOST_KNOWN)(_parse)
 
 
 def newest_cursor(query: Mapping[str, bytes]) -> bytes | None:
