@@ -116,9 +116,8 @@ class Delivery:
             return
         self.ended, self._at_rest = True, False
         if reason == STUCK and self._reader.after_a_reset:
-            self._streams.penalize(
-                self._subscriber
-            )  # this client gets no `close` event, but its next `close` counts this time too
+            # This client gets no `close` event, but its next `close` counts this time too.
+            self._streams.penalize(self._subscriber)
         self._subscriber.owner = None
         self._channel.notifier.discard(self)
         self._streams.timers.unset(self)
