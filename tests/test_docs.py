@@ -29,6 +29,7 @@ from app.settings import ALIASES, PREFIX, Settings, load
 from tests.support.certificates import Ca
 from tests.support.gateway import GatewayProcess, gateway
 from tools import draw_map, draw_states
+from tools.sources import nodes_of, tree_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,7 +72,7 @@ def nodes(*, but: str = "") -> Iterator[ast.AST]:
     for path in sorted(APP.rglob("*.py")):
         if path.name == but:
             continue
-        yield from ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+        yield from nodes_of(path)
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_every_event_has_a_section() -> None:
     ("module", "heading"), [("kv_request", "### `/v1/kv`"), ("watch_query", "### `/v1/watch`")], ids=["kv", "watch"]
 )
 def test_every_parameter_is_documented(module: str, heading: str) -> None:
-    tree = ast.parse((APP / "api" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = tree_of(APP / "api" / f"{module}.py")
     (known,) = (
         ast.literal_eval(node.value.args[0])
         for node in tree.body

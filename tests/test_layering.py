@@ -6,7 +6,7 @@ import ast
 import graphlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 import app
 from tools.draw_map import rooms
 from tools.imports import imports_of
+from tools.sources import nodes_of, tree_of
 
 APP = Path(app.__file__).parent
 
@@ -131,8 +132,8 @@ def package_of(path: Path) -> str:
     return ".".join(path.parent.relative_to(APP.parent).parts)
 
 
-def forbidden(room: str, source: str, package: str) -> list[str]:
-    """The imports in *source*, a module in *package*, that *room* may not have."""
+def forbidden(room: str, source: Path | str, package: str) -> list[str]:
+    """The imports in *source*, a module in *package*, that *room* may not have. *source*: a file, or its text."""
     found = []
     for name in imports_of(source, package):
         top, _, rest = name.partition(".")
@@ -146,33 +147,31 @@ def forbidden(room: str, source: str, package: str) -> list[str]:
     return found
 
 
-def own_names(source: str) -> Iterator[str]:
-    """The places where *source* uses the name ``app``, except docstrings: the wheel installs it under another name."""
-    tree = ast.parse(source)
-    rooms = "|".join(sorted(path.stem for path in APP.iterdir() if not path.name.startswith("_")))
-    said = re.compile(rf"\bapp\.({rooms})\b|-m app\b|\b(from|import) app\b")
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+ROOMS = "|".join(sorted(path.stem for path in APP.iterdir() if not path.name.startswith("_")))
+SAID = re.compile(rf"\bapp\.({ROOMS})\b|-m app\b|\b(from|import) app\b")
+
+
+def own_names(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """The places among *nodes* with the name ``app``, except docstrings: the wheel installs it under another name."""
+    prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         match node:
             case ast.Import(names=names) if any(name.name.partition(".")[0] == "app" for name in names):
                 yield ast.unparse(node)
             case ast.ImportFrom(level=0, module=str(module)) if module.partition(".")[0] == "app":
                 yield ast.unparse(node)
-            case ast.Constant(value=str(text)) if id(node) not in prose and said.search(text):
+            case ast.Constant(value=str(text)) if id(node) not in prose and SAID.search(text):
                 yield text
 
 
-def waits(source: str) -> bool:
-    """Whether *source* contains an ``async`` or ``await``."""
-    return any(
-        isinstance(node, WAITING) or (isinstance(node, ast.comprehension) and node.is_async)
-        for node in ast.walk(ast.parse(source))
-    )
+def waits(nodes: Iterable[ast.AST]) -> bool:
+    """Whether one of *nodes* is an ``async`` or ``await``."""
+    return any(isinstance(node, WAITING) or (isinstance(node, ast.comprehension) and node.is_async) for node in nodes)
 
 
 def test_the_code_does_not_know_the_name_of_its_package() -> None:
     """The package is ``app`` in a checkout and ``etcd_watch_gateway`` in the wheel, so the code uses neither name."""
-    found = {str(path.relative_to(APP)): list(own_names(path.read_text())) for path in sorted(APP.rglob("*.py"))}
+    found = {str(path.relative_to(APP)): list(own_names(nodes_of(path))) for path in sorted(APP.rglob("*.py"))}
     assert {name: names for name, names in found.items() if names} == {}
 
 
@@ -192,16 +191,13 @@ def test_the_code_does_not_know_the_name_of_its_package() -> None:
 )
 def test_the_name_is_found(source: str, named: int) -> None:
     """The name is found in an import and in a string, but not in a docstring."""
-    assert len(list(own_names(source))) == named
+    assert len(list(own_names(list(ast.walk(ast.parse(source)))))) == named
 
 
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
     """A room imports only the rooms in the table; a failure names the file and the import."""
-    found = {
-        str(path.relative_to(APP)): forbidden(room, path.read_text(encoding="utf-8"), package_of(path))
-        for path in files_of(room)
-    }
+    found = {str(path.relative_to(APP)): forbidden(room, path, package_of(path)) for path in files_of(room)}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
@@ -223,7 +219,7 @@ def test_files_import_each_other_in_no_circle() -> None:
     files = {".".join(path.relative_to(APP.parent).with_suffix("").parts): path for path in APP.rglob("*.py")}
     imported: dict[str, set[str]] = {}
     for name, path in files.items():
-        names = set(imports_of(path.read_text(encoding="utf-8"), package_of(path)))
+        names = set(imports_of(path, package_of(path)))
         # ``from app.core.log import Log`` names app.core.log.Log: a file, or a name in a file.
         imported[name] = ({other for one in names for other in (one, one.rpartition(".")[0])} & set(files)) - {name}
 
@@ -232,8 +228,7 @@ def test_files_import_each_other_in_no_circle() -> None:
 
 def at_import(path: Path) -> Iterator[str]:
     """The names that a file imports as soon as it is imported itself."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    imports: list[ast.stmt] = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [node for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
     yield from imports_of(ast.Module(imports, []), package_of(path))
 
 
@@ -255,7 +250,7 @@ def test_only_who_follows_a_gateway_imports_httpx() -> None:
 
 def test_the_core_never_waits() -> None:
     """A step of the core is complete when it returns: no other step can come in between."""
-    assert [path.name for path in files_of("core") if waits(path.read_text(encoding="utf-8"))] == []
+    assert [path.name for path in files_of("core") if waits(nodes_of(path))] == []
 
 
 @pytest.mark.parametrize(
@@ -319,4 +314,4 @@ def test_an_allowed_import_is_not_found(room: str, source: str) -> None:
 )
 def test_waiting_is_found(source: str, found: bool) -> None:
     """The syntax is found, not the word."""
-    assert waits(source) is found
+    assert waits(ast.walk(ast.parse(source))) is found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import app
 from tools.rooms import functions_of, lengths
+from tools.sources import nodes_of
 
 APP = Path(app.__file__).parent
 SOURCES = sorted(APP.rglob("*.py"))
@@ -31,21 +32,21 @@ UNHEARD = {
 }
 
 
-def makes_tasks(source: str) -> bool:
-    """Whether *source* creates a task directly."""
+def makes_tasks(path: Path) -> bool:
+    """Whether a file creates a task directly."""
     makers = {"create_task", "ensure_future", "TaskGroup", "run_in_executor"}
-    return any(isinstance(node, ast.Attribute) and node.attr in makers for node in ast.walk(ast.parse(source)))
+    return any(isinstance(node, ast.Attribute) and node.attr in makers for node in nodes_of(path))
 
 
 def test_no_task_dies_unheard() -> None:
     """A task that nobody awaits keeps its exception to itself: the gateway once went on without its upstream."""
-    found = {str(path.relative_to(APP)) for path in SOURCES if makes_tasks(path.read_text())}
+    found = {str(path.relative_to(APP)) for path in SOURCES if makes_tasks(path)}
     assert found == set(UNHEARD)
 
 
-def falsy_classes(source: str) -> Iterator[str]:
-    """The classes in *source* that have a length, and are falsy when the length is 0."""
-    for node in ast.walk(ast.parse(source)):
+def falsy_classes(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The classes among *nodes* that have a length, and are falsy when the length is 0."""
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
             bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
@@ -55,7 +56,7 @@ def falsy_classes(source: str) -> Iterator[str]:
 
 def test_an_empty_object_is_an_object() -> None:
     """``stream or another`` must not select the other one because the stream has no watch yet."""
-    found = {path.name: list(falsy_classes(path.read_text())) for path in SOURCES}
+    found = {path.name: list(falsy_classes(nodes_of(path))) for path in SOURCES}
     assert {name: classes for name, classes in found.items() if classes} == {}
 
 
@@ -71,7 +72,7 @@ def test_an_empty_object_is_an_object() -> None:
 )
 def test_a_falsy_class_is_found(source: str, falsy: list[str]) -> None:
     """A falsy class is found by its name."""
-    assert list(falsy_classes(source)) == falsy
+    assert list(falsy_classes(ast.walk(ast.parse(source)))) == falsy
 
 
 def ports_given_away(source: str) -> Iterator[int]:

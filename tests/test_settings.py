@@ -21,6 +21,7 @@ from app.etcd.credentials import Credentials
 from app.settings import PREFIX, Settings, SettingsError, load, unknown_variables
 from app.stream.streams import StreamSettings
 from app.watch.limits import Limits
+from tools.sources import nodes_of
 
 
 @pytest.fixture(autouse=True)
@@ -766,7 +767,7 @@ def test_a_group_declares_what_the_settings_are(kind: type, prefix: str) -> None
 @cache
 def attributes_in(path: Path) -> set[str]:
     """The attributes that a module reads from anything."""
-    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute}
+    return {node.attr for node in nodes_of(path) if type(node) is ast.Attribute}
 
 
 @pytest.mark.parametrize(("kind", "prefix"), GROUPS)
@@ -787,7 +788,7 @@ def test_every_group_is_known_here() -> None:
     calls = {
         ast.unparse(node.args[0])
         for path in APP.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "group"
         if ast.unparse(node.func.value) == "settings"
     }
@@ -795,11 +796,11 @@ def test_every_group_is_known_here() -> None:
     assert sorted(calls) == sorted(kind.__name__ for kind, _prefix in GROUPS)
 
 
-def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
+def attributes_of(nodes: Iterable[ast.AST], *owners: str) -> set[str]:
     """The attributes that are read from anything named in *owners*: ``settings.port``, ``gateway.settings.port``."""
     return {
         node.attr
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Attribute)
         and isinstance(node.ctx, ast.Load)
         and (
@@ -809,19 +810,19 @@ def attributes_of(tree: ast.AST, *owners: str) -> set[str]:
     }
 
 
-def knows_settings(tree: ast.AST) -> bool:
+def knows_settings(nodes: Iterable[ast.AST]) -> bool:
     """Whether a module's "settings" are these: the module imports them, or the gateway that has them."""
-    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     return bool(names & {"app.settings", "app.gateway", "settings", "gateway"})  # relative imports have no "app."
 
 
 def test_every_setting_is_read() -> None:
     """A setting that nothing reads would be a broken promise; a method of ``Settings`` reads only if it is called."""
     own = Path(app.__file__).with_name("settings.py")
-    trees = [ast.parse(path.read_text()) for path in own.parent.rglob("*.py") if path != own]
-    read = set().union(*(attributes_of(tree, "settings") for tree in trees if knows_settings(tree)))
-    methods = [node for node in ast.walk(ast.parse(own.read_text())) if isinstance(node, ast.FunctionDef)]
-    through = set().union(*(attributes_of(method, "self") for method in methods if method.name in read))
+    others = [nodes_of(path) for path in own.parent.rglob("*.py") if path != own]
+    read = set().union(*(attributes_of(nodes, "settings") for nodes in others if knows_settings(nodes)))
+    methods = [node for node in nodes_of(own) if isinstance(node, ast.FunctionDef)]
+    through = set().union(*(attributes_of(ast.walk(method), "self") for method in methods if method.name in read))
     grouped = {name for kind, prefix in GROUPS for name, _field, _hint in fields_of(kind, prefix)}
 
     assert sorted(set(Settings.model_fields) - read - through - grouped) == []

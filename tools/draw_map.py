@@ -64,7 +64,7 @@ class Place:
 
 def _imported(path: Path) -> Iterator[str]:
     """Yield the rooms that a file imports, including its own."""
-    for name in imports_of(path.read_text(encoding="utf-8"), ".".join(path.parent.parts)):
+    for name in imports_of(path, ".".join(path.parent.parts)):
         top, _, rest = name.partition(".")
         if top == APP.name and rest:
             yield rest.partition(".")[0]

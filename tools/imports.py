@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
+
+from tools.sources import nodes_of
 
 
 @cache
-def imports_of(source: str | ast.AST, package: str) -> tuple[str, ...]:
+def imports_of(source: Path | str | ast.AST, package: str) -> tuple[str, ...]:
     """Return every name that *source*, a module in *package*, imports, also in functions and under ``TYPE_CHECKING``.
+
+    *source*: a file, its text or its tree.
 
     Raises:
         ImportError: a relative import goes above the top of *package*.
     """
-    return tuple(_imports_of(source, package))
+    if isinstance(source, Path):
+        return tuple(_imports_of(nodes_of(source), package))
+    return tuple(_imports_of(ast.walk(ast.parse(source) if isinstance(source, str) else source), package))
 
 
-def _imports_of(source: str | ast.AST, package: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
+def _imports_of(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -12,13 +12,22 @@ import pytest
 # A file with these words has fixtures, or an event loop, that all its tests share: a browser, an etcd, an installed
 # wheel. One worker runs the file, one test after the other. Otherwise each worker would start them anew.
 SHARED = 'scope="module"'
+# Tests that read the sources of app/. One worker runs them all, because parsing takes 0.5 s of CPU (tools/sources.py).
+SOURCES = (
+    "tests/test_docs.py",
+    "tests/test_layering.py",
+    "tests/test_rules.py",
+    "tests/test_suite.py",
+    "tests/test_settings.py::test_every_field_of_a_group_is_read",
+    "tests/test_settings.py::test_every_group_is_known_here",
+    "tests/test_settings.py::test_every_setting_is_read",
+    "tests/api/test_schemas.py::test_every_code_has_its_status",
+)
 # What else one worker runs: the tests share something expensive to start, or would overload the machine if they ran at
 # once.
 TOGETHER = (
     "tests/consistency/",  # each torture run has three members, two gateways and 40 clients
     "tests/contract/",  # starts an etcd of each version
-    "tests/test_docs.py",  # keeps what all files of app/ say
-    "tests/test_layering.py",  # keeps what they import
     "tests/deploy/test_chart",  # keeps what Helm has rendered, and imports models that take 3 s of CPU
 )
 # Tests of a file that start no process, and that a worker runs together: pytest sets a file up again for each unit.
@@ -79,4 +88,8 @@ def units(items: Sequence[pytest.Item]) -> list[list[int]]:
 def _group_of(item: pytest.Item) -> str | None:
     if "[python" in item.nodeid:  # a reference client that needs no browser
         return item.nodeid
-    return str(item.path) if shares(item.path) else next(filter(item.nodeid.startswith, TOGETHER), None)
+    if shares(item.path):
+        return str(item.path)
+    if item.nodeid.startswith(SOURCES):
+        return "sources"
+    return next(filter(item.nodeid.startswith, TOGETHER), None)
