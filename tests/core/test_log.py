@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.core.events import Batch, Delete, KeyValue
 from app.core.frames import GZIP
 from app.core.log import Bounds, Log
+from tests.support.size import size
 
 EVERYTHING = 1 << 40
 
@@ -398,9 +399,10 @@ def test_readers_at_one_position_share_a_fold() -> None:
     assert (other.bytes, log.cached_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize(("events", "size"), [(1, 0), (1, 100), (3, 0), (3, 1000)])
+@pytest.mark.sized
+@pytest.mark.parametrize(("events", "length"), [(1, 0), (1, 100), (3, 0), (3, 1000)])
 @pytest.mark.parametrize("readers", [0, 1])
-def test_a_log_counts_all_its_memory(events: int, size: int, readers: int) -> None:
+def test_a_log_counts_all_its_memory(events: int, length: int, readers: int) -> None:
     """Small changes, too: a log of puts with values of 2 bytes took twice what it counted."""
     log = Log(Bounds(batches=10_000, bytes=1 << 30))
     log.restart(0)
@@ -408,9 +410,9 @@ def test_a_log_counts_all_its_memory(events: int, size: int, readers: int) -> No
     gc.collect()
     tracemalloc.start()
     try:
-        for revision in range(first, first + 1000):
+        for revision in range(first, first + size(300, long=1000)):
             puts = [
-                KeyValue(b"/svc/%08d" % (events * revision + number), b"%d" % (revision % 7) * size, revision - 1,
+                KeyValue(b"/svc/%08d" % (events * revision + number), b"%d" % (revision % 7) * length, revision - 1,
                          first + revision, revision)
                 for number in range(events)
             ]  # fmt: skip

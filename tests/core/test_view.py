@@ -21,6 +21,7 @@ from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 from app.core.table_memory import whole_size
 from app.core.view import View
 from tests.core.etcd_model import History
+from tests.support.size import size
 
 changes = st.lists(
     st.dictionaries(
@@ -389,10 +390,13 @@ def test_a_view_that_reclaims_while_it_asks_for_room() -> None:
     assert view.bytes == sum(item.size for item in ROOMY_ITEMS)
 
 
-@pytest.mark.parametrize(("keys", "size"), [(1, 0), (1, 1000), (300, 30), (3000, 0), (3000, 100)])
-def test_a_view_counts_the_memory_of_what_is_encoded(keys: int, size: int) -> None:
+@pytest.mark.sized
+@pytest.mark.parametrize(
+    ("keys", "length"), [(1, 0), (1, 1000), (300, 30), (size(1000, long=3000), 0), (size(1000, long=3000), 100)]
+)
+def test_a_view_counts_the_memory_of_what_is_encoded(keys: int, length: int) -> None:
     """The objects and their places, too: with values of 30 bytes, a view took a quarter more than it counted."""
-    items = [KeyValue(b"/a/%06d" % n, size * b"x", 1000 + n, 2000 + n, n + 1) for n in range(keys)]
+    items = [KeyValue(b"/a/%06d" % n, length * b"x", 1000 + n, 2000 + n, n + 1) for n in range(keys)]
     view = View(Snapshot.of(9000, items))
     blocks = view.snapshot(9000).blocks
 

@@ -16,6 +16,7 @@ from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
 from app.core.selection import canonical
 from app.watch.selected_channel import OVERHEAD, RANGE_OVERHEAD
+from tests.support.size import size
 from tests.support.waiting import HANG, eventually
 from tests.watch.test_channel import KEY, OTHER, channel_of, joinable
 from tests.watch.test_notifier import Calling
@@ -163,7 +164,11 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
     await world.empty()
 
 
-@pytest.mark.parametrize(("ranges", "length", "channels"), [(1, 4, 200), (32, 20, 50), (32, 1500, 20)])
+@pytest.mark.sized
+@pytest.mark.parametrize(
+    ("ranges", "length", "channels"),
+    [(1, 4, size(50, long=200)), (32, 20, size(12, long=50)), (32, 1500, size(8, long=20))],
+)
 async def test_a_channel_counts_all_its_memory(ranges: int, length: int, channels: int) -> None:
     """Many channels inside one pin must not take memory that no budget counts, whatever ranges clients choose."""
     world = World(pins=[SVC], max_subscribers=1000, max_channels=1000)
@@ -199,6 +204,7 @@ async def test_a_channel_counts_all_its_memory(ranges: int, length: int, channel
     await world.empty()
 
 
+@pytest.mark.sized
 def test_a_batch_of_known_events_counts_all_its_memory() -> None:
     """The events are a feed's own; the batch, its tuple and its entry in the channel's log are not."""
     event = KeyValue(b"/svc/a", b"1", 90, 90, 1)
@@ -207,7 +213,7 @@ def test_a_batch_of_known_events_counts_all_its_memory() -> None:
     gc.collect()
     tracemalloc.start()
     try:
-        for revision in range(1, 4001):
+        for revision in range(1, size(1000, long=4000) + 1):
             log.append(Batch(revision, [event], shared=True), 0.0)
         used = tracemalloc.get_traced_memory()[0]
     finally:
