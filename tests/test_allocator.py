@@ -37,11 +37,14 @@ def test_without_glibc(error: type[Exception], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(name="kept")
 def _kept() -> Iterator[None]:
-    """A process that is ready to serve."""
+    """A process that is ready to serve.
+
+    What is frozen stays so: tests/conftest.py has frozen the modules and the tests, a million objects, and each later
+    collection in this worker would visit them.
+    """
     before = gc.get_threshold()
     freeze_objects()
     yield
-    gc.unfreeze()
     gc.set_threshold(*before)
 
 
