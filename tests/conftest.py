@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 from httpx._transports import default as transports
+from hypothesis import strategies as st
 
 from app.dev import etcd as embedded
 from app.settings import PREFIX
@@ -57,6 +58,9 @@ hypothesis.settings.register_profile(
     print_blob=True,
 )
 hypothesis.settings.load_profile("suite")
+# For `make check`, which must end in a minute; `make test` tries more.
+FEW = 15
+hypothesis.settings.register_profile("check", hypothesis.settings.get_profile("suite"), max_examples=FEW)
 (httpx.AsyncClient.__init__.__kwdefaults__ or {})["timeout"] = httpx.Timeout(HANG)
 embedded.START_TIMEOUT = HANG
 # Each of httpx's clients would read the certificates that it trusts, for 19 ms of CPU.
@@ -99,6 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """From here on the collector need not look at the modules and the tests, which stay."""
+    # In a fresh checkout hypothesis computes for 1.2 s of CPU which characters UTF-8 has: once, and not in each fork.
+    st.text().validate()
     gc.enable()
     gc.collect()
     gc.freeze()
