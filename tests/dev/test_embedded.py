@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 
 import grpc
@@ -9,9 +11,9 @@ import pytest
 from aetcd import rpc
 
 from app.dev.etcd import EtcdMissingError
-from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd
+from tests.support.embedded import SETPRIV, EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.support.processes import alive
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -77,6 +79,32 @@ async def test_a_frozen_etcd_can_be_stopped() -> None:
         etcd.sigstop()
 
     assert not alive(pid)
+
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from tests.support.embedded import SETPRIV, Child
+print(Child(SETPRIV, ["/bin/sleep", "1000"], Path(sys.argv[1]))._etcd.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(SETPRIV is None, reason="without setpriv, app/dev/watchdog.py does it: test_watchdog.py")
+async def test_a_process_that_is_killed_takes_its_etcd_along(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STARTS, tmp_path / "log", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    pid = int(await process.stdout.readline())
+    assert alive(pid)
+    process.kill()
+    await process.wait()
+
+    async def is_gone() -> bool:
+        return not alive(pid)
+
+    await eventually(is_gone)
 
 
 def test_a_missing_binary_is_named(tmp_path: Path) -> None:

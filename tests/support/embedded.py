@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +27,9 @@ from tests.support.processes import is_stopped
 
 # Seconds from SIGTERM to the exit of an etcd whose data is kept, and so should be closed properly.
 STOP_TIMEOUT = 10.0
+# util-linux: the kernel kills the command when the thread ends that has started it, here the tests' main thread. `dev`
+# has a watchdog for that, an interpreter that takes half the CPU of a start of etcd.
+SETPRIV = shutil.which("setpriv") if sys.platform == "linux" else None
 
 
 def find_etcd(folder: Path | None = None) -> Path:
@@ -36,6 +42,37 @@ def find_etcd(folder: Path | None = None) -> Path:
     if not os.access(folder / "etcd", os.X_OK):
         raise EtcdMissingError(f"no executable named etcd in {folder}")
     return (folder / "etcd").absolute()
+
+
+class Child(embedded.Child):
+    """etcd as this process's own child, where *setpriv* is at hand. If this process is killed, so is etcd, but its
+    folder stays.
+    """
+
+    def __init__(self, setpriv: str, command: Sequence[str], log_file: Path) -> None:
+        with log_file.open("wb") as log:
+            self._etcd = subprocess.Popen(
+                [setpriv, "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=embedded._clean_environment(),
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether etcd still runs."""
+        return self._etcd.poll() is None
+
+    async def pid(self) -> int:
+        """Return etcd's pid."""
+        return self._etcd.pid
+
+    def end(self) -> None:
+        """End etcd."""
+        self._etcd.kill()
+        self._etcd.wait()
 
 
 class EmbeddedEtcd(embedded.EmbeddedEtcd):
@@ -121,6 +158,13 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
                 return False
         return bool(status.leader == status.header.member_id)
 
+    async def _spawn(self) -> None:
+        if SETPRIV is None:
+            await super()._spawn()
+            return
+        self._child = Child(SETPRIV, [str(self.binary), *self._flags()], self.log_file)
+        self._pid = await self._child.pid()
+
     async def _end_by(self, number: signal.Signals) -> None:
         self._signal(number)
         async with asyncio.timeout(STOP_TIMEOUT):
@@ -129,7 +173,6 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
         self._end()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Etcd's watchdog is its parent, and ends as soon as etcd has ended.
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
