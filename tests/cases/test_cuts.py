@@ -87,6 +87,7 @@ async def test_cut_inside_a_transaction(server: GatewayProcess, kv: EtcdClient) 
     assert [event.data.get("more", False) for event in changes] == [True] * 99 + [False]
 
 
+@pytest.mark.trust
 async def test_etcd_is_cut_off_between_two_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive gateway publishes each fragment as it comes, or joins fragments from before and after the cut."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID

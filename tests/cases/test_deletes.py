@@ -189,6 +189,7 @@ async def test_the_compaction_passes_a_quiet_range(
 # --- Compacted while a snapshot is read ---------------------------------------------------------------------------
 
 
+@pytest.mark.one_etcd
 async def test_compacted_between_two_pages_of_a_snapshot(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive snapshot continues with pages of a newer revision: a state that never was, and deletes never come."""
     for start in range(0, 3000, 100):

@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.etcd
 
 
+@pytest.mark.trust
 async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive feed takes a fragment for whole revisions: half of a transaction becomes a revision of its own."""
     await kv.put("/svc/a", "1")
@@ -41,6 +42,7 @@ async def test_transactions_divided_by_fragments(etcd: EmbeddedEtcd, kv: EtcdCli
         assert client.resets == ["initial"]
 
 
+@pytest.mark.trust
 async def test_a_revision_larger_than_the_log(
     etcd: EmbeddedEtcd, kv: EtcdClient, version: tuple[int, int, int]
 ) -> None:
@@ -66,6 +68,7 @@ async def test_a_revision_larger_than_the_log(
         await eventually(lambda: is_held(etcd, 1))
 
 
+@pytest.mark.trust
 async def test_large_revisions_while_cut_off(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive feed that catches up holds what the log can't, and loses it, or its oldest part, without a report."""
     await kv.put("/svc/a", "1")
@@ -113,6 +116,7 @@ async def test_ten_thousand_keys_of_a_lease_expire(server: GatewayProcess, kv: E
         assert sum(event.id is not None for event in deletes) == len({e.data["mod_revision"] for e in deletes})
 
 
+@pytest.mark.one_etcd
 async def test_a_hundred_transactions_at_once(server: GatewayProcess, etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A naive cursor moves with each change: clients that come and go in a burst miss the rest of a transaction."""
     await kv.put("/svc/a", "1")

@@ -207,6 +207,7 @@ async def test_quiet_feed_survives_a_break(etcd: EmbeddedEtcd, kv: EtcdClient) -
         assert {tuple(follower.mirror.resets) for follower in followers} == {("initial",)}
 
 
+@pytest.mark.one_etcd
 async def test_revision_larger_than_a_fragment(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
     """A lease's end deletes 3 MB of keys at one revision: etcd sends fragments, and the gateway sends one revision."""
     lease = (await kv.lease.LeaseGrant(rpc.LeaseGrantRequest(TTL=600))).ID
