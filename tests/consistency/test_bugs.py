@@ -13,7 +13,8 @@ from tests.consistency import bugs
 from tests.consistency.bugs import BUGS, IN_ONE_PROCESS
 from tests.consistency.follower import PIN, QUIET, STAY
 from tests.consistency.history import Several, Watched
-from tests.consistency.torture import torture
+from tests.consistency.torture import SLOWLY, torture
+from tests.consistency.writer import RATE
 from tests.core.test_reader_latest import LatestMachine
 from tests.support.versions import real_etcds
 
@@ -59,6 +60,17 @@ DIRECTED: dict[str, dict[str, Any]] = {
     "revision-released-by-an-old-answer": {"selections": OF_SEVERAL_FEEDS, "followers": 12},
     "transaction-divided-between-ranges": {"selections": OF_SEVERAL_FEEDS, "followers": 12},
 }
+# A cut, a restore or a follower that comes back shows these as soon with few writes as with many. At the usual rate the
+# seven took 25 s of CPU, not 16.
+WITH_FEW_WRITES = {
+    "cursor-kept-through-a-reset",
+    "cursor-of-another-request",
+    "id-ahead-of-its-subscriber",
+    "merge-survives-generation",
+    "reader-survives-generation",
+    "restore-not-noticed",
+    "revision-released-by-an-old-answer",
+}
 # Only where etcd's progress can be trusted, there are merges of several feeds, and quiet mirrors move on.
 NEED_TRUST = {
     "revision-released-by-an-old-answer",
@@ -99,7 +111,7 @@ async def test_a_known_bug_is_caught(bug: str) -> None:
         workers=1,  # a worker is a program of its own, without the bug
         javascript=(),
         log=print,
-        **{"followers": 20, **DIRECTED.get(bug, {})},
+        **{"followers": 20, "rate": SLOWLY if bug in WITH_FEW_WRITES else RATE, **DIRECTED.get(bug, {})},
     )
 
     seen = ("follower", "mirror.py", "etcd_watch_client")
