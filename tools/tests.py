@@ -132,8 +132,8 @@ def busy(loops: int) -> Iterator[None]:
 
 def run(arguments: list[str], report: Path, folders: str, *, measured: bool) -> int:
     """Run pytest. Return its exit status."""
-    # Three workers for each core: a test waits for more than half of its time.
-    workers = ("-n", str(min(12, 3 * cores())))
+    # Four workers for each core: a test waits for two thirds of its time.
+    workers = ("-n", str(min(16, 4 * cores())))
     slowest = ("--durations=20", "--durations-min=1")
     tracing = ("-m", "coverage", "run") if measured else ()
     return subprocess.run(  # noqa: S603  # this interpreter
