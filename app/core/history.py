@@ -13,6 +13,7 @@ from .log import Bounds, Log, MayKeep, keep_all
 from .proof import Anchor
 from .reasons import ResetReason
 from .snapshot import Snapshot
+from .staleness import Outage
 from .view import View
 
 
@@ -32,6 +33,7 @@ class History:
         self.cluster_id = 0
         # etcd has not proven for a while that the history is current. The shell says so.
         self.stale = False
+        self.outage: Outage | None = None  # the last time in which the history was stale
         # Why the log's generation began: the reason that readers of an older generation receive.
         self.reason: ResetReason = "initial"
         # Why this history is not known to continue. None while it does. While a reason is set, new readers do not
@@ -65,6 +67,11 @@ class History:
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks."""
         return self.log.covers(revision)
+
+    def lacks_since(self, revision: int) -> float | None:
+        """See ``ReadableHistory``."""
+        arrived_at = self.log.lacks_since(revision)
+        return arrived_at if arrived_at is None or self.outage is None else self.outage.oldest(arrived_at)
 
     def why_ended(self, revision: int) -> ResetReason | None:
         """Return why a cursor at *revision* cannot continue: the reason that ended its history, or ``compacted``.

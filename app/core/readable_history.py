@@ -48,6 +48,13 @@ class ReadableHistory(Protocol):
     def stale(self) -> bool:
         """Whether etcd has not proven for a while that the history is current."""
 
+    def lacks_since(self, revision: int) -> float | None:
+        """Return since when a reader at *revision* may lack something, by the log's clock; None if it has everything.
+
+        That is when the oldest batch arrived that the reader lacks. If the history was stale then, the batch may be as
+        old as the last proof. Minus infinity if the log has evicted that batch.
+        """
+
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks."""
 

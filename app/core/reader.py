@@ -172,12 +172,12 @@ class Reader:
 
     @property
     def lacks_since(self) -> float | None:
-        """When the oldest batch arrived that the subscriber has not been sent, by the log's clock.
+        """Since when the subscriber may lack a batch that it has not been sent, by the log's clock.
 
         None if there is no such batch. None also for a reader in an older generation, because it will be reset.
         """
         log = self._history.log
-        return log.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
+        return self._history.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
 
     @property
     def flushing(self) -> bool:

@@ -22,6 +22,9 @@ Theory of operation
     the newest revision of that time: while one feed stands still, the views, with all their keys, would be taken in
     vain, once for each length of the other feed's log.
 
+    *Outages.* When all feeds are live again, some may have changes that the others have not reached. The readers lack
+    these changes, which may be as old as the outage. So the selection is not live before it has released them.
+
     *Memory.* Views and logs of a selection hold the feeds' own items and events. The log of a selection holds no batch
     that the log of a feed has evicted, so that the feeds count the bytes of every value that a selection holds.
 """
@@ -39,6 +42,7 @@ from .readable_history import OlderHistory
 from .reasons import ResetReason
 from .selection import Ranges
 from .snapshot import Snapshot
+from .staleness import Outage
 from .view import View
 
 
@@ -123,6 +127,7 @@ class SelectedHistory(AwaitingParts[Part]):
         self._lagged_at = 0
         # Readers have been able to see the present generation, and so its reason.
         self._seen = False
+        self._caught_up: Outage | None = None  # everything that arrived during this outage was released
         self._now = 0.0
         self._may_keep: MayKeep = keep_all
 
@@ -265,13 +270,15 @@ class SelectedHistory(AwaitingParts[Part]):
         """Publish what waits, up to *tip*. Return whether there was anything."""
         released = False
         while (revision := self._first_waiting) <= tip:
+            outage = self._unreleased_outage
+            at = self._now if outage is None else min(self._now, outage.ended_at)
             events: list[Event] = []
             for part in self.parts:
                 if part.waiting and part.waiting[0].revision == revision:
                     events += part.waiting.popleft().events
             batch = Batch(revision, events, shared=True)
             assert self._view is not None, "events wait only for a view"
-            self._log.append(batch, self._now)
+            self._log.append(batch, at)
             self._view.apply(batch)
             released = True
         if released:
@@ -338,6 +345,34 @@ class SelectedHistory(AwaitingParts[Part]):
     def ended_revision(self) -> int:
         """See ``ReadableHistory``. All feeds of a process know the same."""
         return self.parts[0].history.ended_revision
+
+    @property
+    def outage(self) -> Outage | None:
+        """The last time in which a feed was stale."""
+        found = [part.history.outage for part in self.parts if part.history.outage is not None]
+        return max(found, key=lambda outage: outage.ended_at, default=None)
+
+    @property
+    def holds_back_outage(self) -> bool:
+        """Whether a change waits that had arrived when the last feed became live again."""
+        return self._unreleased_outage is not None
+
+    @property
+    def _unreleased_outage(self) -> Outage | None:
+        outage = self.outage if self._feed_log is None else None
+        if outage is None or outage is self._caught_up:
+            return None
+        waiting = [part for part in self.parts if part.waiting]
+        arrived_at = [part.history.log.lacks_since(part.waiting[0].revision - 1) for part in waiting]
+        if any(one is not None and one <= outage.ended_at for one in arrived_at):
+            return outage
+        self._caught_up = outage
+        return None
+
+    def lacks_since(self, revision: int) -> float | None:
+        """See ``ReadableHistory``."""
+        arrived_at, outage = self.log.lacks_since(revision), self.outage
+        return arrived_at if arrived_at is None or outage is None else outage.oldest(arrived_at)
 
     def covers(self, revision: int) -> bool:
         """Whether the log has all events that a reader at *revision* lacks.

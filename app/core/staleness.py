@@ -7,6 +7,29 @@ what proves it (``app.core.linearizable_reads``), what the gateway has not sent 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A time in which a feed was stale.
+
+    Args:
+        proven_at: the last proof before: everything that came later may have been committed just after it.
+        ended_at: when the feed became live again.
+    """
+
+    proven_at: float
+    ended_at: float
+
+    def oldest(self, arrived_at: float) -> float:
+        """Return a time before which a batch that arrived at *arrived_at* was not committed.
+
+        A batch of the outage arrives at its end. To measure its age from then on would call a subscriber "live" that
+        lacks it.
+        """
+        return min(arrived_at, self.proven_at) if arrived_at <= self.ended_at else arrived_at
+
 
 class Staleness:
     """The age of etcd's last proof, and since when that age has been too high.
@@ -25,6 +48,8 @@ class Staleness:
         self._proven_at = now
         # The time (since 1970) of the last proof before the feed became stale; None while it is live.
         self.since: float | None = None
+        self._stale_from = now  # the same time by the clock of the proofs
+        self.outage: Outage | None = None  # the last one that has ended
 
     def note(self, proven_at: float | None) -> None:
         """Record a proof that nothing is missing that was committed before *proven_at*; None: there is no proof."""
@@ -42,4 +67,8 @@ class Staleness:
         if stale == (self.since is not None):
             return False
         self.since = wall - age if stale else None
+        if stale:
+            self._stale_from = now - age
+        else:
+            self.outage = Outage(self._stale_from, now)
         return True

@@ -179,8 +179,7 @@ class Delivery:
                 self.end(STUCK)
                 return
         if not self._sink.ready:
-            # Measured by the clock: heartbeats check too, and each check used to count as a quarter of
-            # GATEWAY_SEND_TIMEOUT.
+            # By the clock: heartbeats check too, and each check used to count as a quarter of GATEWAY_SEND_TIMEOUT.
             seconds, self._looked_at = now - self._looked_at, now
             if self._sink.stuck(seconds):
                 self.end(STUCK)
@@ -458,6 +457,8 @@ class Delivery:
             self._set_timer(now)
         elif self._reader.phase is SNAPSHOT or (self._reader.interval and self._reader.flushing):
             self._reader.wrote(size, 0.0)
+        if self._freshness.stale:
+            self._check_freshness(now)  # this may have been the last change that the subscriber lacked
 
     def _reason_to_end(self, now: float) -> CloseReason | None:
         if self._expiry is not None and self._expiry.over:

@@ -21,6 +21,7 @@ from app.core.reader import Phase, Reader, Wants
 from app.core.selection import Selection
 from app.core.slow_reader import MAX_LAGS
 from app.core.snapshot import Snapshot
+from app.core.staleness import Outage
 
 SELECTION = Selection((KeyRange("prefix", b"/a/"),))
 EPOCH = "00000001"
@@ -692,12 +693,20 @@ def test_what_it_lacks_has_come_at_some_time() -> None:
     assert (one.revision, lacks(one)) == (101, 11.0)
     one.read(PLENTY)
     assert lacks(one) is None
-    other = reader(core, Cursor(EPOCH, 101))
+    core.history.outage = Outage(proven_at=2.0, ended_at=12.0)
+    for revision in (104, 105):
+        core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 12.0 if revision == 104 else 13.0)
+    assert lacks(one) == 2.0, "it came when an outage ended, and may have been committed when the outage began"
+    one.read(1)
+    assert (one.revision, lacks(one)) == (104, 13.0)
+    one.read(PLENTY)
+    core.history.outage = None
+    other = reader(core, Cursor(EPOCH, 103))
     assert lacks(other) is None
     other.read(1)
     assert not other.synced
     assert lacks(other) is None, "the changes of a resume may be old, and are not reported as live"
-    for revision in range(104, 109):
+    for revision in range(106, 111):
         core.handle(Batches((Batch(revision, [put_next(core, revision)]),)), 20.0)
     assert lacks(one) == float("-inf"), "the log no longer has the revision"
     core.history.log.restart(110)

@@ -24,6 +24,7 @@ from app.core.reasons import ResetReason
 from app.core.selected_history import SelectedHistory
 from app.core.selection import Ranges, Selection, canonical, divide
 from app.core.snapshot import Snapshot
+from app.core.staleness import Outage
 from app.core.view import View
 
 KEYS = [b"/a/1", b"/a/2", b"/a/b/1", b"/b/1", b"/b/2", b"/c"]
@@ -724,3 +725,30 @@ def test_a_merge_looks_at_its_feeds_only_when_a_tip_has_moved(monkeypatch: pytes
     for _ in range(10):
         assert selected.log.tip == 7
     assert len(looks) == 2
+
+
+def test_a_merge_holds_back_what_came_in_an_outage() -> None:
+    """All feeds are live again, and one has a change that another has not reached: the merge's readers lack it."""
+    store = Store()
+    feeds = [Feed(store, A), Feed(store, B)]
+    for feed in feeds:
+        feed.start(None)
+    selected = SelectedHistory([(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(), lambda: None)
+    selected.follow(0.0)
+    one, other = feeds
+    for time, writes in ((30.0, 2), (31.0, 1)):
+        for _ in range(writes):
+            store.write([b"/a/1"], deletes=False)
+        one.deliver(writes, time, progress=False)
+        if time == 30.0:
+            assert not selected.holds_back_outage, "no feed has been stale"
+            one.history.outage, other.history.outage = Outage(4.0, 20.0), Outage(5.0, 30.5)
+
+    assert (selected.log.tip, selected.holds_back_outage) == (1, True)
+    other.deliver(1, 32.0, progress=True)
+    assert (selected.log.tip, selected.holds_back_outage) == (2, True)
+    assert selected.lacks_since(1) == 5.0, "it is as old as the outage, whenever it was released"
+    other.deliver(2, 33.0, progress=True)
+    assert (selected.log.tip, selected.holds_back_outage) == (4, False)
+    assert selected.lacks_since(3) == 33.0
+    assert selected.lacks_since(4) is None

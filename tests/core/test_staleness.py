@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.staleness import Staleness
+from app.core.staleness import Outage, Staleness
 
 LIMIT = 10.0
 WALL = 1_700_000_000.0
@@ -52,3 +52,18 @@ def test_only_a_gateway_withdraws(withdraws: bool, proofs: list[float | None]) -
     given_times = [proof for proof in proofs if proof is not None]
     last = given_times[-1] if given_times else 0.0
     assert staleness.age(100.0) == 100.0 - (last if withdraws else max([0.0, *given_times]))
+
+
+def test_what_came_in_an_outage_may_be_as_old_as_the_last_proof() -> None:
+    """The outage begins at the last proof before, whatever is proven meanwhile; what came before it keeps its age."""
+    staleness = Staleness(LIMIT, 0.0, withdraws=False)
+    staleness.note(5.0)
+    assert staleness.update(16.0, WALL, has_view=True)
+    outages = [staleness.outage]  # it has not ended
+    staleness.note(40.0)
+    assert staleness.update(41.0, WALL, has_view=True)
+    outages.append(staleness.outage)
+
+    outage = Outage(proven_at=5.0, ended_at=41.0)
+    assert outages == [None, outage]
+    assert [outage.oldest(arrived_at) for arrived_at in (4.0, 6.0, 41.0, 41.5)] == [4.0, 5.0, 5.0, 41.5]

@@ -241,6 +241,35 @@ async def test_an_interval_is_not_staleness(gateway: Gateway, fake: FakeEtcd, st
     await released(gateway, fake)
 
 
+async def test_what_came_in_an_outage_is_sent_before_live(
+    gateway: Gateway, fake: FakeEtcd, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is older than the interval. The stream said "live" at once, and for up to an interval lacked what had come."""
+    client = Client(gateway, swallow, LATEST)
+    await synced(client)
+    feed = feed_of(gateway)
+    with monkeypatch.context() as away:
+        away.setattr(type(feed._watch), "proven_at", lambda _self, _reached: None)
+        feed.staleness._proven_at -= 1000.0
+        feed.check_staleness()
+        await client.until('"state":"stale"')
+        revision = fake.put(b"/svc/a", b"2")
+        await eventually(reached(gateway, revision))
+    feed.staleness.note(gateway.clock())
+    feed.check_staleness()
+    assert feed.stale_since is None
+    streams.wait(gateway.settings.heartbeat + 1)
+    await client.until("event: bookmark")
+    assert '"state":"live"' not in client.text
+    streams.wait(60)
+    await client.until('"state":"live"')
+
+    said = [event for event in events(client) if event["type"] in ("put", "status")]
+    assert [(event["type"], event.get("state")) for event in said[-2:]] == [("put", None), ("status", "live")]
+    await client.leave()
+    await released(gateway, fake)
+
+
 # --- min_revision ----------------------------------------------------------------------------------------------------
 
 
