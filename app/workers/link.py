@@ -12,7 +12,7 @@ from the worker
     ``failed``       an address has sent wrong credentials;
     ``ended``        a browser's session has ended;
     ``bookmarks_due``  an edge asks for bookmarks on its streams;
-    ``report``       the answer to the hub's ``report``;
+    ``report``       the answer to the hub's ``report``; with LAST_REPORT as its ``id``, what it has counted to its end;
     ``draining``     it has been told to stop, not by the hub;
 from the hub
     ``settings``     the first message, which has also the ``contents`` of files, and the sessions that have ``ended``;
@@ -38,6 +38,7 @@ from ..core.keys import KeyRange, Kind
 from ..core.selection import Ranges
 
 Message = dict[str, Any]
+LAST_REPORT = 0  # the ``id`` of a report for which the hub has not asked
 
 
 class Link(asyncio.Protocol):

@@ -19,7 +19,7 @@ from ..watch.registry import Registry
 from .admissions import Admissions
 from .balance import Load
 from .descriptor_passing import ConnectionSender, Port
-from .link import Link, Message, encode_contents
+from .link import LAST_REPORT, Link, Message, encode_contents
 
 logger = logging.getLogger("gateway.workers")
 
@@ -173,6 +173,8 @@ class WorkerProcess:
             case "draining":
                 self.leaving = True
             case "report":
+                if message["id"] == LAST_REPORT:
+                    self.last_report = Report.decode(message)
                 asked = self._reports.get(message["id"])
                 if asked is not None and not asked.done():
                     asked.set_result(Report.decode(message))

@@ -30,7 +30,7 @@ from ..signals import SIGNALS
 from ..stdio import print_error
 from .descriptor_passing import ConnectionReceiver, Port
 from .hub_link import HubLink
-from .link import Link, Message, decode_contents, decode_ranges
+from .link import LAST_REPORT, Link, Message, decode_contents, decode_ranges
 
 logger = logging.getLogger("gateway")
 
@@ -143,6 +143,8 @@ class Worker:
             task.cancel()
         self._load_timer.cancel()
         self._stop_receiving()
+        # All streams have ended: nobody else knows how, nor what they were sent since the hub last asked.
+        self._link.send("report", id=LAST_REPORT, **self._report(None).encode())
 
     # --- connections --------------------------------------------------------------------------------------------------
 

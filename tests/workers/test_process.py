@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from app.core.merged_metrics import Family, Sample
 from app.core.worker_report import Report
 from app.workers.admissions import Admissions
 from app.workers.descriptor_passing import ConnectionSender
-from app.workers.link import Link, Message
+from app.workers.link import LAST_REPORT, Link, Message
 from app.workers.process import SILENCE, WorkerProcess
 from tests.support.waiting import soon
 from tests.watch.world import World
@@ -122,6 +123,9 @@ async def test_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
         await soon(lambda: any(one["do"] == "report" for one in found.heard))
         found.far.send("report", id=1, **REPORT.encode())
         assert await asked == worker.last_report == REPORT
+        last = Report({"feeds": []}, [Family("count", "counter", "", (Sample("count_total", (), 3.0),))])
+        found.far.send("report", id=LAST_REPORT, **last.encode())
+        await soon(lambda: worker.last_report == last)
         found.far.send("release", id=1)
         await soon(lambda: worker.load.streams == 0)
 

@@ -15,6 +15,7 @@ from app.settings import SettingsError, load
 from app.workers.link import Link, Message
 from app.workers.worker import Worker
 from tests.support.embedded import EmbeddedEtcd
+from tests.support.metrics import gateway_metric
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
 from tests.workers.test_hub import pids, team
@@ -40,7 +41,10 @@ async def test_a_worker_is_told_to_stop(etcd: EmbeddedEtcd) -> None:
     await eventually(replaced)
     async with httpx.AsyncClient(base_url=both.base) as http:
         (feed,) = (await http.get("/v1/feeds")).json()["feeds"]
+        assert await gateway_metric(http, "streams_opened_total") == 2, "nobody had asked the worker before it ended"
+        metrics = (await http.get("/metrics")).text
     assert feed["subscribers"] == 1
+    assert 'etcd_watch_gateway_streams_closed_total{reason="drain"} 1.0\n' in metrics
     for stream in streams:
         await stream.close()
     assert await both.stop() == 0
