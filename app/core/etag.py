@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 
 # An entity tag in a list of them. A weak comparison ignores the ``W/``.
 _ENTITY_TAG = re.compile(r'(?:W/)?"([^"\x00-\x20\x7f]*)"')
+# Tags of an ``If-None-Match`` that count. The gateway keeps them as long as it holds the request.
+MOST_TAGS = 32
 _OWN = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 
 
@@ -41,13 +44,18 @@ def parse_etag(header: str) -> ETag | None:
 
 
 class IfNoneMatch:
-    """A parsed ``If-None-Match``. A part that is not an entity tag matches nothing."""
+    """A parsed ``If-None-Match``. A part that is not an entity tag of a gateway matches nothing.
+
+    Of those that could match, the first MOST_TAGS are kept: a client may send 64 KiB of them, and have thousands of
+    requests held.
+    """
 
     __slots__ = ("_any", "_tags")
 
     def __init__(self, header: str) -> None:
         self._any = header.strip() == "*"
-        self._tags = frozenset(_ENTITY_TAG.findall(header))
+        own = filter(_OWN.fullmatch, _ENTITY_TAG.findall(header))
+        self._tags = frozenset(islice(own, MOST_TAGS))
 
     def matches(self, tag: ETag, *, exists: bool = True) -> bool:
         """Whether the client has the state that *tag* names. *exists*: False for the state "this key is absent"."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.etag import ETag, IfNoneMatch
+from app.core.etag import MOST_TAGS, ETag, IfNoneMatch
 from app.core.events import KeyValue
 from app.core.snapshot import Snapshot
 from tests.core.etcd_model import KEYS, History
@@ -83,6 +83,15 @@ def test_no_header_raises(header: str) -> None:
     condition = IfNoneMatch(header)
     condition.matches(TAG)
     assert condition.newest("3f9ac17b") >= 0
+
+
+def test_how_much_of_a_header_is_kept() -> None:
+    """A request that is held keeps what the client has, and a header may have 64 KiB: 200 KiB of objects, once."""
+    others = ", ".join(f'"{number}-{"z" * 40}"' for number in range(1000))
+    assert len(IfNoneMatch(others)._tags) == 0, "of no gateway"
+    condition = IfNoneMatch(others + ", " + ", ".join(f'W/"3f9ac17b-{number}-12"' for number in range(9, 1000)))
+    assert len(condition._tags) == MOST_TAGS
+    assert condition.matches(TAG), "the first count"
 
 
 def test_what_the_client_has_seen() -> None:
