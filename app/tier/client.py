@@ -14,6 +14,7 @@ import httpx
 from .. import __version__
 from ..core.errors import (
     DeniedError,
+    EtcdRefusedError,
     GatewayError,
     HeadTooLargeError,
     OverCapacityError,
@@ -205,6 +206,8 @@ def refusal(answer: Answer, problem: Mapping[str, Any]) -> GatewayError:
             return DeniedError(
                 "the upstream gateway does not let this gateway read the range", cause=f"{answer.status} {detail}"
             )
+        case HTTPStatus.BAD_GATEWAY if code == EtcdRefusedError.code:  # and not a proxy's: to try again does not help
+            return EtcdRefusedError(detail)
         case HTTPStatus.TOO_MANY_REQUESTS if code:
             return OverCapacityError(f"the upstream gateway: {detail}", code="too-many-reads")
         case _:

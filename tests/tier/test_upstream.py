@@ -10,6 +10,7 @@ import pytest
 
 from app.core.errors import (
     DeniedError,
+    EtcdRefusedError,
     GatewayError,
     OverCapacityError,
     PageExpiredError,
@@ -348,6 +349,8 @@ async def test_the_state_of_one_key(root: Scripted) -> None:
         (Answered.of({"code": "unauthorized", "detail": ""}, 401), DeniedError),
         (Answered.of({"code": "too-many-reads", "detail": ""}, 429), OverCapacityError),
         (Answered(b"", 429), UnavailableError),
+        (Answered.of({"code": "etcd-refused", "detail": "denied"}, 502), EtcdRefusedError),
+        (Answered(b"", 502), UnavailableError),
         (Answered.of({"code": "etcd-unavailable", "detail": ""}, 503), UnavailableError),
         (Answered.of({"code": "not-found", "detail": "no such path"}, 404), UnavailableError),
         (Answered(b"<html>", 200), UnavailableError),
