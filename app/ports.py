@@ -78,7 +78,7 @@ class Permit(Protocol):
 class Admission(Protocol):
     """What the hub holds for one stream of a worker, until ``release``."""
 
-    on_close: Callable[[CloseReason], None]  # called when the hub cannot serve the ranges any more
+    on_close: Callable[[CloseReason], None] | None  # called when the hub cannot serve the ranges any more
 
     @property
     def closed(self) -> CloseReason | None:

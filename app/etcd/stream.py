@@ -91,11 +91,15 @@ class WatchStream(AlwaysTrue):
         self.revision = 0
         self._moved_at = self.last_response
         self.closed = False
-        self.tasks = [
+        # Those that run. The error of a cancelled task refers to the stream, which must not refer to the task: the two,
+        # with some 100 objects, would wait for a full garbage collection.
+        self.tasks = {
             asyncio.create_task(self._run(self._read), name=READER),
             asyncio.create_task(self._run(self._write), name="watch-stream-write"),
             asyncio.create_task(self._run(self._ask), name="watch-stream-ask"),
-        ]
+        }
+        for task in self.tasks:
+            task.add_done_callback(self.tasks.discard)
 
     def __len__(self) -> int:
         """Return the number of watches on the stream."""
@@ -151,6 +155,7 @@ class WatchStream(AlwaysTrue):
         self._call.cancel()
         for task in self.tasks:
             task.cancel()
+        self._outgoing.clear()  # thousands of names, if etcd was slow
         self._on_end(self, error)
         self._mux.lose(str(error) if error is not None else "closed", too_large=is_too_large(error))
 

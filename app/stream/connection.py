@@ -34,6 +34,7 @@ class Connection:
         self._receive = receive
         self._send = send
         self._listener: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the message that is being sent
         self._aborted = False
         self.gone = False
         self.on_gone: Callable[[], None] = nothing
@@ -97,20 +98,9 @@ class Connection:
         A server may write a message before it waits (hypercorn does). So a message that is cancelled and then sent
         again would arrive twice.
         """
-        loop = asyncio.get_running_loop()
         stall = StallTimer(self.send_timeout, self.client.unacked_bytes if self.client.buffered else 0)
-        pause = self.send_timeout / LOOKS
         deadline = asyncio.timeout(None)
-        timer: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal timer
-            if stall.ends(self.client.unacked_bytes, pause):
-                deadline.reschedule(loop.time())
-            else:
-                timer = loop.call_later(pause, look)
-
-        timer = loop.call_later(pause, look)
+        self._look_later(stall, deadline)
         try:
             async with deadline:
                 await self._send(message)
@@ -120,7 +110,19 @@ class Connection:
             await self.cut_off()
             raise StuckError from None
         finally:
-            timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _look_later(self, stall: StallTimer, deadline: asyncio.Timeout) -> None:
+        # Not a nested function, which would refer to itself: each request would wait for the garbage collector.
+        pause = self.send_timeout / LOOKS
+        self._timer = asyncio.get_running_loop().call_later(pause, self._look, stall, deadline, pause)
+
+    def _look(self, stall: StallTimer, deadline: asyncio.Timeout, pause: float) -> None:
+        if stall.ends(self.client.unacked_bytes, pause):
+            deadline.reschedule(asyncio.get_running_loop().time())
+        else:
+            self._look_later(stall, deadline)
 
     def drop(self) -> None:
         """Abort the connection at once. The task that is sending detects the abort by itself."""

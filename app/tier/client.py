@@ -112,9 +112,7 @@ class Client:
             raise HeadTooLargeError("the request is too long for the upstream gateway") from None
         finally:
             self.requests -= 1
-        # httpx makes a cycle of a response and its stream. With it, the body, up to a page of 16 MiB, waited for a full
-        # collection, of which there are few: 4,000 rude clients made an edge 260 MiB larger.
-        response.stream = httpx.ByteStream(b"")
+        _free(response)
         return Answer(response.status_code, response.headers, response.content)
 
     @contextlib.asynccontextmanager
@@ -125,8 +123,14 @@ class Client:
             httpx.HTTPError: also while the body is read.
         """
         headers = self._headers(accept)
-        async with self._pool() as http, http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
-            yield response
+        async with self._pool() as http:
+            response: httpx.Response | None = None
+            try:
+                async with http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
+                    yield response
+            finally:
+                if response is not None:
+                    _free(response)
 
     @contextlib.asynccontextmanager
     async def _pool(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -159,6 +163,15 @@ class Client:
         """Close all connections."""
         for pool in self._pools:
             await pool.http.aclose()
+
+
+def _free(response: httpx.Response) -> None:
+    """Break the cycle that httpx makes of a response and its stream.
+
+    With it, the body, up to a page of 16 MiB, waited for a full garbage collection, of which there are few: 4,000 rude
+    clients made an edge 260 MiB larger. Of a stream, 13 objects waited: 16,000 streams took 50 MiB.
+    """
+    response.stream = httpx.ByteStream(b"")
 
 
 def _connections(dial: Dial) -> httpx.AsyncClient:

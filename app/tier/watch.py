@@ -106,6 +106,7 @@ class UpstreamWatch:
     def begin(self) -> None:
         """Open the stream as soon as an upstream is in reach."""
         self._task = spawn(self._run(), name=f"upstream {self.range}", died=self._failed)
+        self._task.add_done_callback(self._forget)
 
     def cancel(self) -> None:
         """See ``app.ports.Watch``."""
@@ -116,6 +117,17 @@ class UpstreamWatch:
         for task in (self._task, self._asking):
             if task is not None:
                 task.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        """Drop a task that has ended, even if it was cancelled before it began.
+
+        A cancelled task keeps its error, whose traceback refers to this watch and to the response with up to 1 MB of
+        unread bytes. As a cycle, all that would wait for a full collection, of which there are few.
+        """
+        if task is self._task:
+            self._task = None
+        if task is self._asking:
+            self._asking = None
 
     @property
     def revision(self) -> int:
@@ -184,10 +196,6 @@ class UpstreamWatch:
             reason = f"{url}: {str(error) or type(error).__name__}"
         except TimeoutError:
             reason = f"{url}: no answer within {HEAD_TIMEOUT:g} s, or silent for three heartbeats"
-        finally:
-            # A cancelled task keeps its error, whose traceback refers to this watch and to the response with up to 1 MB
-            # of unread bytes. As a cycle, all that waited for a full collection, of which there are few.
-            self._task = None
         self._give(Lost(reason))
 
     async def _follow(self, response: httpx.Response, core: GatewayWatch) -> None:
@@ -256,6 +264,7 @@ class UpstreamWatch:
     def _ask(self) -> None:
         if (self._wanted or self._hastened) and self._asking is None and self._callback is not None:
             self._asking = spawn(self._ask_often(), name=f"upstream progress {self.range}", died=lambda _error: None)
+            self._asking.add_done_callback(self._forget)
 
     async def _ask_often(self) -> None:
         """Let the upstream prove its tip, and say so on the stream, for as long as somebody waits for it.
@@ -279,7 +288,7 @@ class UpstreamWatch:
                 if self._hastened and self.revision == before:
                     await self._ask_for(self._upstream.highest_revision)
         finally:
-            self._asking = None
+            self._asking = None  # at once: whoever wants it next must find no task that is about to end
 
     async def _ask_for(self, revision: int) -> None:
         if self._core is not None:

@@ -95,6 +95,12 @@ class RunningBackfill:
             self._core.handle(Stop(), self._now)
             self._close()
 
+    def end(self) -> None:
+        """Stop for good, and let go of the owner, which is then freed without the garbage collector."""
+        self.stop()
+        self.scope.end()
+        self._has_room, self._on_change, self._on_denied = _has_room, _nothing, _nothing
+
     def handle(self, given: BackfillInput) -> None:
         """Pass one input to the core and execute its commands. A defect ends the read, but not the feed."""
         try:
@@ -165,3 +171,12 @@ class RunningBackfill:
         # The answer itself can end the read: its header may reveal a restore. Then nobody waits for the answer.
         if self._probe_task is asyncio.current_task():
             self.handle(given)
+
+
+def _has_room() -> bool:
+    """Return that there is room: nothing is held after the end."""
+    return True
+
+
+def _nothing() -> None:
+    """Do nothing: the owner has ended."""

@@ -37,6 +37,7 @@ from ..core.feed_messages import (
     WatchInput,
 )
 from ..core.keys import KeyRange
+from ..core.log import keep_all
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
@@ -238,12 +239,13 @@ class Feed:
             return
         for command in self.core.handle(Stop(), 0.0):
             self._execute(command)
-        self._backfill.stop()
-        self._scope.cancel()
+        self._backfill.end()
+        self._scope.end()
         self._fresh.stop()
         self._changed()
         self._hold.release()
         self._reserve.release()
+        self.history.ask_before_keeping(keep_all)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 

@@ -51,3 +51,12 @@ class TaskScope:
         self.cancel_tasks()
         for kind in list(self._timers):
             self.cancel_timer(kind)
+
+    def end(self) -> None:
+        """Cancel all for good. The owner, to which ``died`` leads, is then freed without the garbage collector."""
+        self.cancel()
+        self._died = _nothing
+
+
+def _nothing(_error: Exception) -> None:
+    """Do nothing: the owner has ended."""

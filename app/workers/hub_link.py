@@ -18,18 +18,23 @@ from .refusal import decode_error
 class Admission:
     """What the hub holds for one stream, or for one read. Implements ``app.ports.Admission``."""
 
-    __slots__ = ("_released", "closed", "on_close")
+    __slots__ = ("__weakref__", "_released", "closed", "on_close")
 
     def __init__(self, released: Callable[[], None]) -> None:
         self._released: Callable[[], None] | None = released
         self.closed: CloseReason | None = None
-        self.on_close: Callable[[CloseReason], None] = self._note
+        self.on_close: Callable[[CloseReason], None] | None = None
 
-    def _note(self, reason: CloseReason) -> None:
-        self.closed = reason
+    def close(self, reason: CloseReason) -> None:
+        """Tell the stream that the hub ends it; or keep the reason until the stream has begun."""
+        if self.on_close is None:
+            self.closed = reason
+        else:
+            self.on_close(reason)
 
     def release(self) -> None:
         """See ``app.ports.Admission``."""
+        self.on_close = None  # it leads to the stream's subscriber, which leads here
         released, self._released = self._released, None
         if released is not None:
             released()
@@ -119,7 +124,7 @@ class HubLink:
         number = message["id"]
         if message["do"] == "close":
             if number in self._held:
-                self._held[number].on_close(message["reason"])
+                self._held[number].close(message["reason"])
         elif number in self._asked and not self._asked[number].done():
             self._asked[number].set_result(message)
 

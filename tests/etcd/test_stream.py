@@ -6,6 +6,7 @@ Nothing of the stream is left.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ from app.core.keys import KeyRange
 from app.core.multiplex import ProgressRequest
 from app.etcd.calls import STATUS_TIMEOUT, WRITE_FAILED
 from app.etcd.stream import METADATA, WatchStream
+from tests.support.collector import no_collector
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import now, virtually
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 RANGE = KeyRange("prefix", b"/svc/")
 LIMIT = 64 * 1024
@@ -192,6 +194,18 @@ async def test_a_message_over_the_limit_while_much_is_written() -> None:
             assert isinstance(heard.watch[-1], Lost)
             assert heard.watch[-1].too_large
             assert len(heard.ends) == 1
+
+
+async def test_an_ended_stream_is_freed() -> None:
+    """Its cancelled tasks keep errors that refer to it. Each had 100 objects, and what etcd was too slow to take."""
+    with no_collector():
+        stream = Heard().open(Member(), asyncio.get_running_loop().time)
+        while stream.revision != 7:  # noqa: ASYNC110  # no lambda may refer to the stream
+            await asyncio.sleep(0.001)
+        about = weakref.ref(stream)
+        stream.cancel(1)
+        del stream
+        await soon(lambda: about() is None)
 
 
 async def test_the_last_watch_ends_the_stream() -> None:

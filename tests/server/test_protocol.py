@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import gc
 import inspect
 import logging
 import os
@@ -35,6 +34,7 @@ from app.server.protocol import UVICORN, GatewayProtocol, address
 from app.server.run import make_config
 from app.settings import load
 from app.stream.transport import ClientTransport
+from tests.support.collector import no_collector
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
 from tests.support.waiting import eventually
@@ -330,11 +330,8 @@ def test_a_closed_connection_does_not_wait_for_the_collector(sent: bytes) -> Non
                     await one.reader.readuntil(b"\r\n\r\n")
             await eventually(forgotten)
 
-    gc.disable()
-    try:
+    with no_collector():
         run(work())
-    finally:
-        gc.enable()
 
 
 STREAM = b"GET /v1/watch?prefix=/a HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -376,11 +373,8 @@ def test_a_stream_keeps_nothing_of_the_server(leave: str) -> None:
                 assert (capacity.connections, capacity.busy) == (0, 0)
                 await soon(lambda: not served.gateway.registry.statistics().subscribers)
 
-    gc.disable()
-    try:
+    with no_collector():
         run(work())
-    finally:
-        gc.enable()
 
 
 # --- the names of uvicorn that are used -------------------------------------------------------------------------------

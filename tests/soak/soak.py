@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from operator import length_hint
 from pathlib import Path
 
 import httpx
@@ -34,6 +35,7 @@ from tests.support.streams import request
 from tests.support.waiting import eventually
 
 STREAMS = 400  # in each round
+BREAK_EVERY = (40, 120)  # streams: on a slow machine, no more of them see a fault
 CLIENTS = 40
 PREFIXES = 500
 # Rounds before the count starts: the allocator, the interpreter and gRPC take the memory that they keep.
@@ -57,6 +59,7 @@ class Sample:
     threads: int
     tasks: int
     blocks: int  # allocated by Python
+    garbage: int  # objects that full collections have found so far
 
 
 @dataclass
@@ -74,6 +77,11 @@ class Report:
     def blocks(self) -> float:
         """Python's blocks per served stream: what Python holds, without the allocator's noise."""
         return self._slope("blocks")
+
+    @property
+    def garbage(self) -> float:
+        """Objects per served stream that were left in cycles, to wait for a full collection."""
+        return self._slope("garbage")
 
     def _slope(self, name: str) -> float:
         """Theil-Sen, over the last two thirds of the rounds: before, heaps grow to what they need."""
@@ -104,7 +112,7 @@ class Report:
         return (
             f"grpcio {version('grpcio')}, {last.streams} streams in {len(self.samples)} rounds: memory "
             f"{first.rss / 2**20:.1f} to {last.rss / 2**20:.1f} MiB, slope {self.slope:.1f} bytes and "
-            f"{self.blocks:.3f} blocks per stream; "
+            f"{self.blocks:.3f} blocks per stream, and {self.garbage:.1f} objects for the collector; "
             f"descriptors {first.descriptors} to {last.descriptors}, threads {first.threads} to {last.threads}, "
             f"tasks {first.tasks} to {last.tasks}; at etcd nothing is left in any round; grown: {self.grown() or 'no'}"
         )
@@ -137,10 +145,10 @@ async def soak(seed: str, seconds: float = 0.0, *, log: Callable[[str], None] = 
 
 async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv: EtcdClient) -> None:
     """Open the same number of streams however fast this machine is: the soak looks for what is kept for each stream."""
-    left = itertools.repeat(None, STREAMS)
+    left = iter(range(STREAMS))
     others = [
         asyncio.create_task(work)
-        for work in (_writer(random.Random(rng.random()), kv), _breaker(random.Random(rng.random()), between))
+        for work in (_writer(random.Random(rng.random()), kv), _breaker(random.Random(rng.random()), between, left))
     ]
     try:
         await asyncio.gather(*(_client(random.Random(rng.random()), server.base, left) for _ in range(CLIENTS)))
@@ -154,7 +162,7 @@ async def _churn(rng: random.Random, server: GatewayProcess, between: Proxy, kv:
             raise AssertionError(result)
 
 
-async def _client(rng: random.Random, base: str, left: Iterator[None]) -> None:
+async def _client(rng: random.Random, base: str, left: Iterator[int]) -> None:
     """A client that leaves at the end of a stream, after some events, before the first byte; or one that just reads."""
     cursor = ""
     for _ in left:
@@ -195,10 +203,13 @@ async def _writer(rng: random.Random, kv: EtcdClient) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _breaker(rng: random.Random, between: Proxy) -> None:
+async def _breaker(rng: random.Random, between: Proxy, left: Iterator[int]) -> None:
     """Break the channels again and again: a leak per connection shows, too."""
+    due = STREAMS
     while True:
-        await asyncio.sleep(rng.uniform(0.5, 1.5))
+        due -= rng.randint(*BREAK_EVERY)
+        while length_hint(left) > due:  # noqa: ASYNC110  # an iterator tells nobody
+            await asyncio.sleep(0.05)
         between.cut()
         await asyncio.sleep(0.1)
         between.heal()
@@ -239,6 +250,7 @@ async def _sample(server: GatewayProcess) -> Sample:
         threads=int(status["Threads"]),
         tasks=int(float(values["etcd_watch_gateway_tasks"])),
         blocks=int(float(values["etcd_watch_gateway_allocated_blocks"])),
+        garbage=int(float(values['python_gc_objects_collected_total{generation="2"}'])),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import pytest
 from starlette.types import Message
@@ -11,6 +12,7 @@ from app.stream.connection import Connection, StuckError
 from app.stream.transport import EXTENSION, ClientTransport
 from tests.stream.test_transport import Hearing
 from tests.support.asgi_client import http_scope
+from tests.support.collector import no_collector
 
 
 class Server:
@@ -83,6 +85,18 @@ async def test_a_whole_response() -> None:
         {"type": "http.response.body", "body": b"", "more_body": False},
     ]
     assert type(server.sent[1]["body"]) is bytes
+
+
+async def test_a_response_is_freed() -> None:
+    """Each kept its request, with a head of up to 64 KB, until a full garbage collection."""
+    with no_collector():
+        server = Server()
+        connection = server.connection()
+        await connection.start(200, [])
+        await connection.send(b"", more=False)
+        about = weakref.ref(server)
+        del server, connection
+        assert about() is None
 
 
 async def test_the_client_leaves_by_asgi() -> None:

@@ -12,6 +12,7 @@ import pytest
 from app.core.errors import HeadTooLargeError
 from app.core.keys import KeyRange
 from app.tier.client import Client, ForeignAnswerError, tier_of
+from tests.support.collector import no_collector
 from tests.support.waiting import eventually
 from tests.tier.scripted import Answered, scripted, upstream
 
@@ -65,16 +66,17 @@ async def test_an_answer_does_not_wait_for_the_collector() -> None:
     def responses() -> set[int]:
         return {id(one) for one in gc.get_objects() if isinstance(one, httpx.Response)}
 
-    gc.disable()
-    try:
+    with no_collector():
         async with scripted() as root:
             client = Client([root.url], lambda: None, lambda: "", lambda: None)
             before = responses()
             assert (await client.get("/v1/progress", "")).body
             assert responses() <= before
+            async with client.stream("/v1/watch", "prefix=/svc/", "application/x-ndjson") as response:
+                assert response.status_code == 200
+            del response
+            assert responses() <= before
             await client.aclose()
-    finally:
-        gc.enable()
 
 
 async def test_requests_under_way_are_counted() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import weakref
 from collections.abc import AsyncIterator
@@ -17,8 +16,9 @@ from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.tier.upstream import GatewayUpstream
 from app.tier.watch import UpstreamWatch
+from tests.support.collector import no_collector
 from tests.support.virtual_time import now, virtually
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, scripted, upstream
 
 SVC = KeyRange("prefix", b"/svc/")
@@ -414,13 +414,21 @@ async def test_a_cancelled_watch_does_not_wait_for_the_collector(root: Scripted,
     async def freed() -> bool:
         return about() is None
 
-    gc.disable()
-    try:
+    with no_collector():
         watch.cancel()
         del watch
         await eventually(freed)
-    finally:
-        gc.enable()
+
+
+async def test_a_watch_cancelled_before_it_began_does_not_wait_for_the_collector(above: GatewayUpstream) -> None:
+    """Clients that leave at once end the task of a watch before its first step."""
+    with no_collector():
+        watch = open_watch(above, 42, Heard())
+        watch.await_proof(True)  # starts the task that asks
+        about = weakref.ref(watch)
+        watch.cancel()
+        del watch
+        await soon(lambda: about() is None)
 
 
 async def test_a_watch_that_its_callback_cancels_closes_its_stream(root: Scripted, above: GatewayUpstream) -> None:

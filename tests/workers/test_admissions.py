@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from app.watch.subscriber import Subscriber
 from app.workers.admissions import Admissions
 from app.workers.hub_link import HubLink
 from app.workers.link import Link, Message
+from tests.support.collector import no_collector
 from tests.support.waiting import soon
 from tests.watch.world import SVC, World
 
@@ -199,6 +201,20 @@ async def test_the_hub_ends_a_stream() -> None:
         early = await admit(worker)
         held.world.registry.subscribers()[-1].close("unavailable")
         await soon(lambda: early.closed == "unavailable")
+
+
+async def test_a_released_stream_of_a_worker_is_freed() -> None:
+    """The admission led to the subscriber, and so to the channel and its feeds, which led back."""
+    async with hub() as held:
+        world = World(linger=0.0, hub=await held.add())
+        with no_collector():
+            subscriber = await world.registry.join((SVC,), address="", user_agent="", request_id="", has_cursor=False)
+            assert subscriber.admission is not None
+            about, channel = weakref.ref(subscriber.admission), weakref.ref(subscriber.channel)
+            subscriber.release()
+            del subscriber
+            await world.registry.aclose()
+            await soon(lambda: about() is None and channel() is None)
 
 
 async def test_a_worker_joins_by_the_hub() -> None:
