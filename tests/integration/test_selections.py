@@ -150,8 +150,9 @@ async def test_the_cursor_of_a_list_starts_a_watch(server: GatewayProcess, kv: E
 
 async def test_keys_only(server: GatewayProcess, kv: EtcdClient) -> None:
     """Every put, without its value, in the state and live; deletes as ever. Its cursor is not that of the values."""
-    await kv.put("/svc/a", "1", lease=0)
-    async with await watch(server.base, "prefix=/svc/&keys_only=1") as stream:
+    revision = await kv.put("/svc/a", "1", lease=0)
+    # A pin may not have received the put yet.
+    async with await watch(server.base, f"prefix=/svc/&keys_only=1&min_revision={revision}") as stream:
         _reset, item, end = await stream.until("synced")
         first = await kv.put("/svc/a", "2")
         second = await kv.put("/svc/a", "2")
