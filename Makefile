@@ -41,7 +41,7 @@ run: $(RUNS)  ## run an embedded etcd, the gateway and sample data; PORT=9090 fo
 check: $(INSTALLED)  ## after each change: lint, types, and all tests that start no process, with few examples; under a minute
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --hypothesis-profile check -m 'not process' $(ARGS)
+	@$(BIN)/python -m pytest -q -n 6 --hypothesis-profile check -m 'not process' $(ARGS)
 
 test: $(INSTALLED)  ## lint, types, and all tests; ARGS='-k feed' for some tests, BUSY=4 to add busy loops, STEP_CLOCK=1
 	@sh tools/system.sh
