@@ -199,9 +199,9 @@ async def test_a_message_over_the_limit_while_much_is_written() -> None:
 async def test_an_ended_stream_is_freed() -> None:
     """Its cancelled tasks keep errors that refer to it. Each had 100 objects, and what etcd was too slow to take."""
     with no_collector():
-        stream = Heard().open(Member(), asyncio.get_running_loop().time)
-        while stream.revision != 7:  # noqa: ASYNC110  # no lambda may refer to the stream
-            await asyncio.sleep(0.001)
+        heard = Heard()
+        stream = heard.open(Member(), asyncio.get_running_loop().time)
+        await soon(lambda: bool(heard.watch))
         about = weakref.ref(stream)
         stream.cancel(1)
         del stream
