@@ -6,6 +6,7 @@ export function withToken(fetch, token, mirror) {
   const isFunction = typeof token === 'function';
   let sent; // the token of the present stream
   let expires = null; // when it ends
+  let refused; // since when tokens are refused; null if the last one was accepted, undefined before the first answer
   let timer;
 
   const present = async () => `${(isFunction ? await token() : token) ?? ''}`.trim();
@@ -37,9 +38,11 @@ export function withToken(fetch, token, mirror) {
     if (/[^!-~]/.test(sent)) throw { reason: 'the token is not one that a header can have', final: true };
     const headers = { ...init.headers, ...(sent && { Authorization: `Bearer ${sent}` }) };
     const answer = await fetch(url, { ...init, headers });
+    if (answer.ok) refused = null;
     if (answer.status !== 401 || !isFunction) return answer;
     // The token may have ended a moment ago: the function is asked for the present one.
     if (!isSecond) return ask(url, init, true);
-    return Object.assign(answer, { temporary: Date.now() - mirror.provenAt < NEXT_TOKEN });
+    if (refused === null) refused = performance.now(); // a clock of this machine alone, which nobody sets
+    return Object.assign(answer, { temporary: performance.now() - refused < NEXT_TOKEN });
   };
 }

@@ -23,11 +23,21 @@ describe('tokens', LIMIT, () => {
     // It was valid before, so another one may come.
     stream = await gateway.stream();
     assert.deepEqual([mirror.state, mirror.problem.code, number], ['disconnected', 'unauthorized', 5]);
-    const now = Date.now();
-    mock.method(Date, 'now', () => now + 151_000);
+    const now = performance.now();
+    mock.method(performance, 'now', () => now + 151_000);
     stream.problem(401, 'unauthorized');
     (await gateway.stream()).problem(401, 'unauthorized');
     await turns(mirror, 'failed');
+  });
+
+  test('a gateway whose clock is wrong does not make a refusal final', async () => {
+    const mirror = follow({ token: () => 'late' });
+    const since = new Date(Date.now() - 3_600_000).toISOString();
+    const stream = (await gateway.stream()).open().state(10);
+    stream.send('status', { state: 'stale', since, ranges: [] }).send('close', { reason: 'expired', retry_ms: 1 });
+    for (let time = 0; time < 2; time++) (await gateway.stream()).problem(401, 'unauthorized');
+    (await gateway.stream()).open().state(11);
+    await mirror.synced();
   });
 
   test('before a token ends, the mirror continues with the next one', async () => {
