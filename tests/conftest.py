@@ -32,9 +32,12 @@ from tests.support.waiting import HANG
 
 pytest_plugins = ["tests.support.measured", "tests.support.workers"]
 
-# A shell's background job ignores Ctrl-C, and so would all its children: `make test &` must test the same.
+# A signal that is ignored stays ignored in all children. A shell's background job ignores Ctrl-C, and nohup's command
+# ignores SIGHUP: `nohup make test &` must test the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # With this variable each worker would rewrite the assertions of all tests anew, for 5 s of CPU, whatever this machine's
