@@ -36,7 +36,10 @@ mirror.addEventListener('state', () => {
   const { reason } = mirror;
   if (reason !== told && /^(expired|revoked|the token is renewed)$/.test(reason)) print({ ended: reason });
   told = reason;
-  if (mirror.state === 'failed') process.exit(mirror.problem?.status === 401 && !mirror.provenAt ? 3 : 1);
+  if (mirror.state === 'failed') {
+    print({ failed: reason });
+    process.exit(mirror.problem?.status === 401 && !mirror.provenAt ? 3 : 1);
+  }
   if (mirror.state !== 'live' || changes < EVERY) return;
   changes = 0;
   print({ revision: mirror.revision, items: [...mirror.entries.values()].map(toItem) });

@@ -53,6 +53,7 @@ class JavascriptClient(Client):
         self._token = str(tokens.present) if tokens is not None else ""
         self._bound = bound + SILENT
         self._live: tuple[int, float] | None = None  # the revision at which it is live, and since when
+        self._why = ""  # the mirror has failed
 
     async def _follow(self) -> None:
         assert NODE is not None
@@ -68,7 +69,7 @@ class JavascriptClient(Client):
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        assert process.returncode == REFUSED, f"{self.name} has ended with status {process.returncode}"
+        assert process.returncode == REFUSED, f"{self.name} has ended with status {process.returncode}: {self._why}"
         self._again = True
 
     def _hear(self, said: dict[str, object]) -> None:
@@ -77,6 +78,8 @@ class JavascriptClient(Client):
                 self._live = None
             case {"shows": int(revision)}:
                 self._live = revision, time.monotonic() if self._live is None else self._live[1]
+            case {"failed": str(reason)}:
+                self._why = reason
             case {"ended": _}:
                 self.renewals += 1
             case {"revision": int(revision), "items": list(items)}:
