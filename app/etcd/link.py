@@ -129,7 +129,8 @@ class Link:
     async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
         """Make KV's Range call. Without *large*, an answer over ``MAX_PAGE_MESSAGE`` is rejected.
 
-        Raises rpc.AioRpcError, and LoginError if etcd rejects the token and the login for another one fails.
+        Raises rpc.AioRpcError, and LoginError if etcd rejects the token and the login for another one fails, or if etcd
+        requires a user and none is configured.
         """
         response = await self._ask(self._large_kv.Range if large else self._kv.Range, request, timeout)
         self.login.used()
@@ -142,6 +143,7 @@ class Link:
             return await unary(call, request, timeout=timeout, metadata=self.login.metadata)
         except rpc.AioRpcError as error:
             if not self.login.is_stale(error):
+                self.login.require_user(error)
                 raise
         try:
             await self.login.renew(token)

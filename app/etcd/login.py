@@ -35,11 +35,16 @@ IDLE = 120.0
 
 # etcd's texts when it rejects a token. The status code varies ("revision in header" is UNKNOWN, on 3.5.1), and watches
 # report less (for a watch, an invalid token is "permission denied", on 3.5.1).
+NOBODY = "user name is empty"  # the call had no token
 STALE = (
     "invalid auth token",
     "revision of auth store is old",
     "revision in header is old",
-    "user name is empty",  # the call had no token: auth was enabled after the gateway connected
+    NOBODY,  # auth was enabled after the gateway connected
+)
+USER_NEEDED = (
+    "etcd requires a user, and the gateway has none: set GATEWAY_ETCD_USER and GATEWAY_ETCD_PASSWORD_FILE, or, if etcd "
+    "has --client-cert-auth, a GATEWAY_ETCD_CERT with a common name"
 )
 REFUSALS = (
     rpc.StatusCode.INVALID_ARGUMENT,
@@ -50,7 +55,7 @@ REFUSALS = (
 
 
 class LoginError(Exception):
-    """etcd rejects the user and password, or the password cannot be read. The text gives the reason."""
+    """etcd rejects the user and password, or requires them, or the password cannot be read. The text says which."""
 
 
 class Login:
@@ -80,6 +85,14 @@ class Login:
         """Whether a call failed because it needs a newer token."""
         details = error.details() or ""
         return bool(self._credentials.user) and any(words in details for words in STALE)
+
+    def require_user(self, error: rpc.AioRpcError) -> None:
+        """Raise LoginError if a call failed because etcd requires a user, and none is configured.
+
+        Then no call can succeed on this connection, whatever it asks for.
+        """
+        if not self._credentials.user and NOBODY in (error.details() or ""):
+            raise LoginError(USER_NEEDED) from None
 
     def used(self) -> None:
         """Record that a call with the token succeeded."""

@@ -372,8 +372,7 @@ class Upstream:
         except rpc.AioRpcError as error:
             if error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
                 return f"{CUT_OFF}: no linearizable read in {TRIAL_TIMEOUT:g} s"
-            # etcd refuses a key that the user may not read only after the same barrier as a read. Without a user, etcd
-            # refuses every key.
+            # etcd refuses a key that the user may not read only after the same barrier as a read.
             denied = error.code() is rpc.StatusCode.PERMISSION_DENIED
             if not denied and cluster.applied:
                 return explain(link.endpoint, error)

@@ -87,6 +87,18 @@ async def test_nobody_needs_no_token(auth: Auth) -> None:
     await login.ensure()
     assert (login.metadata, auth.asked) == ((), [])
     assert not login.is_stale(status(grpc.StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token"))
+    login.require_user(status(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_user_that_is_missing(login: Login, auth: Auth, known: bool) -> None:
+    """The reason names the settings. A user that is configured logs in instead."""
+    refusal = status(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: user name is empty")
+    if known:
+        login.require_user(refusal)
+        return
+    with pytest.raises(LoginError, match="GATEWAY_ETCD_USER"):
+        Login(auth.authenticate, Credentials(), clock=lambda: 0.0).require_user(refusal)
 
 
 async def test_a_simple_token_is_renewed_when_it_was_not_used(login: Login, auth: Auth) -> None:

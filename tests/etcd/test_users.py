@@ -14,9 +14,10 @@ from tests.etcd.conftest import PASSWORD, USER, says, values
 from tests.integration.test_faults import all_hold, follow
 from tests.integration.test_release import held_at_etcd, subscribers
 from tests.support.certificates import jwt_keys
+from tests.support.etcd import EtcdClient
 from tests.support.gateway import STALE_SOON, GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
-from tests.support.secure import Admin, SecureEtcd, administered
+from tests.support.secure import Admin, SecureEtcd, administered, plain_channel
 from tests.support.streams import watch
 from tests.support.versions import Candidate
 from tests.support.waiting import eventually
@@ -102,13 +103,28 @@ async def test_wrong_password(etcd: SecureEtcd, root: Admin, login: Settings, pa
 
 
 async def test_nobody(etcd: SecureEtcd, root: Admin) -> None:
-    """Without a required user, reads are refused, and a stream reports that it has no data."""
+    """A gateway without a required user is not ready, and says which settings are missing: no request can be served."""
     del root
     async with gateway(etcd.endpoint, settings=STALE_SOON) as server:
-        assert (await values(server))[0] == 502
-        async with await watch(server.base, "prefix=/svc/") as stream:
+        await eventually(lambda: says(server, "down", "GATEWAY_ETCD_USER"))
+        assert (await values(server))[0] == 503
+        async with await watch(server.base, "prefix=/svc/", {"Accept": "text/event-stream"}) as stream:
             close = (await stream.until("close"))[-1]
             assert close.data["reason"] == "unavailable"
+
+
+async def test_auth_that_is_enabled_while_a_gateway_without_a_user_runs(etcd: SecureEtcd) -> None:
+    """The gateway reports what is missing. When auth is disabled again, streams resume with what was written."""
+    async with gateway(etcd.endpoint, settings=STALE_SOON) as server, follow(server.base, 1) as (follower,):
+        async with administered(etcd) as root:
+            await eventually(lambda: says(server, "down", "GATEWAY_ETCD_USER"))
+            await root.put("/svc/a", "1")
+            await root.disable_auth()
+            etcd.users = False
+        await eventually(lambda: says(server, "ready"))
+        async with plain_channel(etcd) as channel:
+            await eventually(lambda: all_hold([follower], EtcdClient(channel)))
+        assert follower.mirror.resets == ["initial"]
 
 
 @pytest.fixture(name="short")

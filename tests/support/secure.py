@@ -166,6 +166,10 @@ class Admin(EtcdClient):
         """Change a user's password; etcd no longer accepts the user's tokens."""
         await self._auth.UserChangePassword(rpc.AuthUserChangePasswordRequest(name=user, password=password))
 
+    async def disable_auth(self) -> None:
+        """Disable auth: everybody may read and write again."""
+        await self._auth.AuthDisable(rpc.AuthDisableRequest())
+
 
 def _range(prefix: str) -> tuple[bytes, bytes]:
     start = prefix.encode()
