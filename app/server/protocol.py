@@ -30,6 +30,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, cast
 
+from httptools import HttpParserCallbackError, HttpParserError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -79,6 +80,25 @@ VERSIONS = ("1.1", HTTP_1_0)
 STREAMS = "/v1/watch"
 # The path, and the header of a request, whose answer may be held.
 HELD, WAIT = "/v1/kv", b"prefer"
+
+
+# What clients get wrong most often: the parser's words, and what to do about it.
+TO_DO = {
+    "Invalid char in url": "percent-encode all bytes of the target that are not ASCII",
+    "Invalid target": "percent-encode it, and begin its path with a slash",
+    "Expected HTTP/": "percent-encode spaces in the target, and write HTTP/1.1 after it",
+    "Invalid method": "methods are written in upper case, and a port that speaks plain HTTP takes no TLS",
+}
+
+
+def _parsers_words(msg: str) -> str:
+    """Return what the parser says about the bytes that it refuses now, with advice if there is any; else *msg*."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, HttpParserError):
+        return msg
+    # Of what uvicorn and this module do in a callback, only the parsing of the target fails.
+    words = "Invalid target" if isinstance(error, HttpParserCallbackError) else str(error) or msg
+    return next((f"{words}; {advice}" for begin, advice in TO_DO.items() if words.startswith(begin)), words)
 
 
 async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -372,7 +392,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that the parser refuses."""
-        self._refuse(BadRequestError(f"this is not an HTTP/1.1 request: {msg}", code="malformed-request"))
+        what = f"this is not an HTTP/1.1 request: {_parsers_words(msg)}"
+        self._refuse(BadRequestError(what, code="malformed-request"))
 
     def _refuse(self, error: BadRequestError) -> None:
         if self.transport.is_closing():

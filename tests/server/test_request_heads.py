@@ -56,6 +56,29 @@ async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("GET /v1/kv?prefix=/ä HTTP/1.1\r\nHost: x\r\n\r\n".encode(), "query; percent-encode all bytes"),
+        (b"GET /v1/kv?prefix=/a b HTTP/1.1\r\nHost: x\r\n\r\n", "percent-encode spaces"),
+        (b"GET http://example HTTP/1.1\r\nHost: x\r\n\r\n", "begin its path with a slash"),
+        (b"get /livez HTTP/1.1\r\nHost: x\r\n\r\n", "upper case"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "takes no TLS"),
+        (b"GET /livez HTTP/1.1\r\nHost x\r\n\r\n", "Invalid header token"),
+        (b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n", "its version is 2.0"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n", "two Host headers"),
+    ],
+)
+async def test_what_is_wrong_with_a_request_is_named(server: GatewayProcess, raw: bytes, said: str) -> None:
+    """The detail says what the parser refuses, and what to do about the usual mistakes."""
+    line = Line(server.port)
+    await line.send(raw)
+    detail = (await line.receive()).problem()["detail"]
+
+    assert detail.startswith("this is not an HTTP/1.1 request: ")
+    assert said in detail
+
+
+@pytest.mark.parametrize(
     "head",
     [
         b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 66_000 + b"\r\n\r\n",
