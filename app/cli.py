@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from .ports import BrokenGatewayError
 from .settings import Settings, SettingsError, load, named, unknown_variables
 from .settings_text import likely_meant
 from .signals import SIGNALS, STOP
-from .stdio import print_error, write_now
+from .stdio import OutputError, print_error, say
 
 logger = logging.getLogger("gateway")
 
@@ -27,14 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     flags = parse(arguments)
     command = flags.pop("command")
-    if command == "version":
-        return 0 if write_now(sys.stdout, f"{__version__}\n") else 2
-    if command == "check":
-        return _check(flags)
-    if command == "config":
-        return _config(flags)
-    if command in ("token", "policy"):
-        return _access(command, flags)
+    if command in ("serve", "dev"):
+        return _run(command, flags)
+    try:
+        return _answer(command, flags)
+    except SettingsError as error:
+        return _refuse(error)
+    except OutputError as error:
+        if str(error):
+            print_error(str(error))
+        return 2
+
+
+def _run(command: str, flags: dict[str, Any]) -> int:
     try:
         settings = load(flags)
         if settings.token_file is not None:
@@ -67,52 +71,60 @@ def _refuse(error: SettingsError) -> int:
     return 2
 
 
+def _answer(command: str, flags: dict[str, Any]) -> int:
+    """Run a command that ends by itself.
+
+    Raises:
+        SettingsError: a flag or a file is wrong.
+        OutputError: standard output cannot be written.
+    """
+    if command == "version":
+        say(f"{__version__}\n")
+        return 0
+    if command == "check":
+        return _check(flags)
+    if command == "config":
+        return _config(flags)
+    return _access(command, flags)
+
+
 def _access(command: str, flags: dict[str, Any]) -> int:
     from .access.command import check_policy, schema, token
 
-    try:
-        if command == "token":
-            text, status = token()
-        elif flags["action"] == "schema":
-            text, status = schema("tokens" if flags["tokens"] else "policy")
-        else:
-            text, status = check_policy(flags)
-    except SettingsError as error:
-        return _refuse(error)
-    return status if write_now(sys.stdout, text) else 2
+    if command == "token":
+        text, status = token()
+    elif flags["action"] == "schema":
+        text, status = schema("tokens" if flags["tokens"] else "policy")
+    else:
+        text, status = check_policy(flags)
+    say(text)
+    return status
 
 
 def _config(flags: dict[str, Any]) -> int:
     from .config import check_config
 
     del flags["action"]  # `check` is the only one
+    report = check_config(load(flags), flags, os.environ)
     try:
-        settings = load(flags)
-    except SettingsError as error:
-        return _refuse(error)
-    report = check_config(settings, flags, os.environ)
-    written = write_now(sys.stdout, report.text)
-    for line in report.notes:
-        print_error(line)
-    return report.status if written else 2
+        say(report.text)
+    finally:
+        for line in report.notes:
+            print_error(line)
+    return report.status
 
 
 def _check(flags: dict[str, Any]) -> int:
     from .check.command import check
     from .check.options import options_of
 
-    try:
-        options = options_of(flags)
-    except SettingsError as error:
-        return _refuse(error)
+    options = options_of(flags)
     try:
         return run(lambda: check(options))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of standard output has gone. Without this, Python would fail again when it flushes the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    except OutputError:
+        raise
     except Exception:  # an uncaught exception would exit with 1, which means a leak
         traceback.print_exc()
         return 2

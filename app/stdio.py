@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -32,8 +33,36 @@ def make_usable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class OutputError(Exception):
+    """Standard output cannot be written. The text says why; it is empty if the reader has left, which is no error."""
+
+
 def write_now(stream: TextIO, text: str) -> bool:
-    """Write *text* at once. Return whether the write succeeded.
+    """Write *text* at once. Return whether the write succeeded."""
+    try:
+        _write(stream, text)
+    except OSError:
+        return False
+    return True
+
+
+def say(text: str) -> None:
+    """Write the result of a command to standard output, at once.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        _write(sys.stdout, text)
+    except BrokenPipeError:
+        raise OutputError from None
+    except OSError as error:
+        msg = f"cannot write to standard output: {error.strerror}"
+        raise OutputError(msg) from None
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write *text* at once.
 
     Text that cannot be written stays in Python's buffer. The interpreter would try it again at its end, fail, and exit
     with status 120. So after a failure the stream goes to the null device.
@@ -42,18 +71,17 @@ def write_now(stream: TextIO, text: str) -> bool:
         descriptor = stream.fileno()
     except OSError:  # not a file: a test's stream
         stream.write(text)
-        return True
+        return
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         if not poll.poll(WRITE_TIMEOUT * 1000):
-            raise BlockingIOError
+            raise BlockingIOError(errno.EAGAIN, "its reader has stalled")
         stream.write(text)
         stream.flush()
     except OSError:
         _open_null(descriptor)
-        return False
-    return True
+        raise
 
 
 def print_error(text: str) -> None:

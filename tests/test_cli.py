@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -47,6 +49,37 @@ def test_version_and_help() -> None:
     assert (help_text.returncode, help_text.stderr) == (0, "")
     assert "serve" in help_text.stdout
     assert "dev" in help_text.stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["version"],
+        ["token"],
+        ["config", "check"],
+        ["policy", "schema"],
+        ["check", "--prefix=/a/", f"--url={NOWHERE}"],
+        ["check", "--prefix=/a/", f"--url={NOWHERE}", "--json"],
+        ["check", "--prefix=/a/", f"--url={NOWHERE}", f"--through={NOWHERE}"],
+    ],
+    ids=" ".join,
+)
+def test_output_that_cannot_be_written(command: list[str]) -> None:
+    """A full disk is named, with no stack trace. A reader that has left is no error to talk about."""
+    arguments = [sys.executable, "-W", "error", "-m", "app", *command]
+    reading, left = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("w") as full, os.fdopen(left, "w") as pipe:
+        ended = [
+            subprocess.run(
+                arguments, env=environment({}), stdout=out, stderr=subprocess.PIPE, text=True, timeout=HANG, check=False
+            )
+            for out in (full, pipe)
+        ]
+
+    said = ["etcd-watch-gateway: cannot write to standard output: No space left on device\n", ""]
+    assert [(each.returncode, each.stderr) for each in ended] == [(2, text) for text in said]
 
 
 @pytest.mark.parametrize("command", ["serve", "dev"])

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "file_watch": {"files", "settings"},
     "access": {"core", "file_watch", "files", "logs", "ports", "settings", "urls"},
     "tls": {"core", "file_watch", "files", "ports", "settings"},
-    "check": {"access", "core", "settings"},
+    "check": {"access", "core", "settings", "stdio"},
     "stream": {"core", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tier", "tls", "urls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},

@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from ..core.keys import KeyRange
+from ..stdio import say
 from .client import Client, Departure, Stream, UnreachableError
 from .options import Options
 from .samples import Sampler
@@ -86,7 +86,7 @@ class Check:
 
     def _tell(self, *lines: str) -> None:
         if not self._options.json:
-            _say(*lines)
+            say("".join(f"{line}\n" for line in lines))
 
     async def _round(self, number: int, before: Sample) -> Round:
         streams = [self._stream(departure) for departure in self._departures()]
@@ -200,16 +200,11 @@ def _row(name: str, sample: Sample) -> str:
     )
 
 
-def _say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
-
-
 async def check(options: Options) -> int:
     """Run the check and return the exit status: 0 all back, 1 a leak, 2 cannot tell.
 
     Raises:
-        OSError: standard output has no reader.
+        OutputError: standard output cannot be written.
     """
     if options.through:
         return await check_through(options)
@@ -219,7 +214,7 @@ async def check(options: Options) -> int:
         verdict = Verdict(Outcome.UNKNOWN, (str(error),))
     if options.json:
         report = {"status": verdict.outcome.value, "outcome": WORDS[verdict.outcome], "reasons": verdict.reasons}
-        sys.stdout.write(f"{json.dumps(report)}\n")
+        say(f"{json.dumps(report)}\n")
     else:
-        _say("", f"{WORDS[verdict.outcome]}: {'; '.join(verdict.reasons)}")
+        say(f"\n{WORDS[verdict.outcome]}: {'; '.join(verdict.reasons)}\n")
     return verdict.outcome.value

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import secrets
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ..core.keys import KeyRange
+from ..stdio import say
 from .client import Client, Departure, Stream, UnreachableError
 from .findings import Finding, findings, status_of, summary_of
 from .follower import Follower
@@ -244,7 +244,7 @@ async def check_through(options: Options) -> int:
     """Measure, print the findings, and return the exit status: 0 no fault, 1 a fault, 2 cannot tell.
 
     Raises:
-        OSError: standard output has no reader.
+        OutputError: standard output cannot be written.
     """
     try:
         measured = await Through(options).run()
@@ -262,8 +262,7 @@ async def check_through(options: Options) -> int:
 
 
 def _print(report: str | dict[str, Any]) -> None:
-    sys.stdout.write(f"{report if isinstance(report, str) else json.dumps(report)}\n")
-    sys.stdout.flush()
+    say(f"{report if isinstance(report, str) else json.dumps(report)}\n")
 
 
 def _row(finding: Finding) -> str:
