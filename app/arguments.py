@@ -80,6 +80,12 @@ class Parser(argparse.ArgumentParser):
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
+    def require_command_first(self, words: Sequence[str]) -> None:
+        """Refuse a flag before the command: argparse would take the flag's value for the command."""
+        flag = words[0].partition("=")[0] if words else ""
+        if flag.startswith("-") and flag not in self._option_string_actions:
+            self.error(f"{flag} is before the command; write the command first ({', '.join(self._commands())})")
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, what was probably meant, and where help is."""
         self.exit(2, f"{self.prog}: error: {message}{self._hint(message)}\nTry: {self.prog} --help\n")
@@ -119,6 +125,7 @@ class _Help(argparse.HelpFormatter):
 def parse(words: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the command and its flags. A wrong command line ends the program with status 2."""
     parser, commands = make_parser()
+    parser.require_command_first(sys.argv[1:] if words is None else words)
     arguments, unknown = parser.parse_known_args(words)
     flags: dict[str, Any] = vars(arguments)
     # `config` and `policy` have commands of their own.

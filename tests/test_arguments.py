@@ -71,6 +71,9 @@ def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture[
             [],
             "are required: command (serve, dev, check, config, token, policy, version)\nTry: etcd-watch-gateway --help",
         ),
+        (["--port", "80", "serve"], "--port is before the command; write the command first (serve, dev, check,"),
+        (["--port=80", "serve"], "--port is before the command; write the command first (serve, dev, check,"),
+        (["-x"], "-x is before the command; write the command first (serve, dev, check,"),
         (["config"], "are required: command (check)\nTry: etcd-watch-gateway config --help"),
     ],
 )

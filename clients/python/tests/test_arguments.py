@@ -52,6 +52,11 @@ def test_what_is_no_duration(text: str) -> None:
         (["get", "/a", "--gateway", "localhost:8080"], "write http://HOST:PORT"),
         (["wait", "/a", "--absent", "--value", "x"], "not allowed with"),
         (["completion", "fihs"], "did you mean fish?"),
+        (["-g", "http://gw:8080", "get", "/a"], "-g is before the command; write the command first (get, follow,"),
+        (
+            ["--gateway=http://gw", "get", "/a"],
+            "--gateway is before the command; write the command first (get, follow,",
+        ),
         ([], "are required: COMMAND (get, follow, wait, mirror, completion)\nTry: etcd-watch --help"),
     ],
 )

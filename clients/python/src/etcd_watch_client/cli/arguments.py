@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -122,6 +122,12 @@ class Parser(argparse.ArgumentParser):
             if option in action.option_strings and action.nargs != 0:
                 return [str(one) for one in action.choices or []]
         return None
+
+    def require_command_first(self, words: Sequence[str]) -> None:
+        """Refuse an option before the command: argparse would take the option's value for the command."""
+        option = words[0].partition("=")[0] if words else ""
+        if option.startswith("-") and option not in self._option_string_actions:
+            self.error(f"{option} is before the command; write the command first ({', '.join(self.commands())})")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, what was probably meant, and where help is."""

@@ -57,6 +57,7 @@ def main(words: list[str]) -> int:
     if words[:1] == [COMPLETE]:
         write("".join(f"{one}\n" for one in candidates(parser, commands, words[1:])).encode())
         return statuses.DONE
+    parser.require_command_first(words)
     arguments, unknown = parser.parse_known_args(words)
     chosen = commands[arguments.command]
     if unknown:
