@@ -216,8 +216,10 @@ def refusal(answer: Answer, problem: Mapping[str, Any]) -> GatewayError:
                 error.headers = {"X-Etcd-Revision": answer.headers["X-Etcd-Revision"]}
             return error
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            whose = "GATEWAY_UPSTREAM_TOKEN_FILE: " if answer.status == HTTPStatus.UNAUTHORIZED else ""
             return DeniedError(
-                "the upstream gateway does not let this gateway read the range", cause=f"{answer.status} {detail}"
+                "the upstream gateway does not let this gateway read the range",
+                cause=f"{whose}{answer.status} {detail}",
             )
         case HTTPStatus.BAD_GATEWAY if code == EtcdRefusedError.code:  # and not a proxy's: to try again does not help
             return EtcdRefusedError(detail)

@@ -67,7 +67,10 @@ async def condition(above: GatewayUpstream, state: str) -> str:
         (Answered.of(position(epoch="00000000")), "give all tiers the same GATEWAY_EPOCH"),
         (Answered.of(position(cluster_id="0")), "it has not reached etcd yet"),
         (Answered.of(position(), X_Gateway_Tier="3"), "at most 3 tiers"),
-        (Answered.of({"code": "unauthorized", "detail": "send a token"}, 401), "401 send a token"),
+        (
+            Answered.of({"code": "unauthorized", "detail": "send a token"}, 401),
+            "GATEWAY_UPSTREAM_TOKEN_FILE: 401 send a token",
+        ),
         (Answered(b"", 500), "500"),
         (Answered.of(position(), X_Gateway_Tier="9" * 5000), "not of a gateway"),
         (Answered(b"[" * 200_000), "is not JSON"),
