@@ -13,6 +13,7 @@ from . import __version__, descriptors, logs
 from .access.token import read_token
 from .arguments import parse
 from .event_loop import run
+from .memory_limit import warn_of_small_limit
 from .ports import BrokenGatewayError
 from .settings import Settings, SettingsError, load, named, unknown_variables
 from .settings_text import likely_meant
@@ -169,6 +170,7 @@ async def _serve(settings: Settings) -> None:
             **({"workers": count} if count > 1 else {}),
         },
     )
+    warn_of_small_limit(settings, count)
     if count > 1:
         from .workers.hub import serve as serve_by_workers
 

@@ -17,6 +17,7 @@ from . import descriptors
 from .access.setup import make_access_control
 from .core.timestamps import rfc3339
 from .gateway import credentials_of, quotas_of, upstream_token_of
+from .memory_limit import warn_of_small_limit
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
 from .tls import UpstreamTls, make_tls
@@ -84,6 +85,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
         lambda: quotas_of(settings),
         lambda: UpstreamTls(settings, wall=time.time),
         lambda: upstream_token_of(settings),
+        lambda: warn_of_small_limit(settings, worker_count(settings.workers)),
         lambda: check_place() if worker_count(settings.workers) > 1 else None,
     )
     faults: list[str] = []
