@@ -8,13 +8,16 @@ from contextlib import aclosing
 
 from ..core.budget import Hold, Use
 from ..core.encoding import count_body
-from ..core.errors import CompactedError, FutureRevisionError, PageExpiredError
+from ..core.errors import CompactedError, FutureRevisionError, PageExpiredError, UnavailableError
 from ..core.keys import KeyRange
 from ..gateway import Gateway
 from .kv_list import KvList
 from .kv_memory import answer_memory
 from .kv_request import KvRead, KvRequest, check_epoch, not_reached
 from .kv_response import KvBody, key_body, revoked
+
+# Of one read, if etcd compacts or loses its revision each time.
+ATTEMPTS = 3
 
 
 class EtcdReads:
@@ -51,26 +54,32 @@ class EtcdReads:
         return body
 
     async def _once(self, read: KvRead) -> KvBody:
+        """Read at the revision of the request's page; without a page at the newest, which etcd may compact meanwhile.
+
+        The client has not asked for that revision, so the read begins again at a newer one.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._attempt(read)
+            except (CompactedError, FutureRevisionError) as error:
+                if read.page is not None:
+                    lacks = "has compacted" if isinstance(error, CompactedError) else "was restored and lacks"
+                    msg = f"etcd {lacks} the revision of this page; start over without 'page'"
+                    raise PageExpiredError(msg, parameter="page") from None
+        raise UnavailableError("etcd compacts its history before this list is read: retry, or ask for less ('limit')")
+
+    async def _attempt(self, read: KvRead) -> KvBody:
         """Read the values. The memory for them is reserved before etcd is asked for the first byte."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
-        try:
-            async with answer_memory(self._gateway.budget) as hold:
-                if read.selection.count_only:
-                    body = await self._count(read, hold)
-                elif read.single_key:
-                    body = await self._item(read, hold)
-                else:
-                    body = await self._list(read, hold)
-                if hold.released:
-                    raise revoked()
-        except CompactedError:
-            raise PageExpiredError(
-                "etcd has compacted the revision of this page; start over without 'page'", parameter="page"
-            ) from None
-        except FutureRevisionError:
-            raise PageExpiredError(
-                "etcd was restored and lacks the revision of this page; start over without 'page'", parameter="page"
-            ) from None
+        async with answer_memory(self._gateway.budget) as hold:
+            if read.selection.count_only:
+                body = await self._count(read, hold)
+            elif read.single_key:
+                body = await self._item(read, hold)
+            else:
+                body = await self._list(read, hold)
+            if hold.released:
+                raise revoked()
         return body
 
     async def _count(self, read: KvRead, hold: Hold) -> KvBody:

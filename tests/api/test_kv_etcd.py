@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.api.kv_etcd import EtcdReads
+from app.api.kv_etcd import ATTEMPTS, EtcdReads
 from app.api.kv_request import parse
 from app.core.budget import ANSWERS_SHARE, Use
-from app.core.errors import PageExpiredError, RevisionNotReachedError
+from app.core.errors import PageExpiredError, RevisionNotReachedError, UnavailableError
 from app.gateway import Gateway
 from tests.support.fake_etcd import FakeEtcd
 
@@ -77,6 +77,33 @@ async def test_an_empty_range_does_not_end_the_list(
         one.release()
     assert [item["key"] for item in found["kvs"]] == ["/b/1"]
     assert "next_page" not in found
+
+
+@pytest.mark.parametrize("query", ["prefix=/a/&prefix=/b/", "prefix=/a/&prefix=/b/&count_only=1"])
+@pytest.mark.parametrize("times", [ATTEMPTS - 1, ATTEMPTS])
+async def test_a_compaction_while_a_list_is_read(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, query: str, times: int
+) -> None:
+    """The client has pinned no revision: the read begins again, at a newer one. Nobody is told to drop a page."""
+    fake.txn([(b"/a/1", b""), (b"/b/1", b"")])
+    answer = fake._read
+    compacted: list[int] = []
+
+    def answer_and_compact(request: Any) -> Any:
+        found = answer(request)
+        if not request.revision and len(compacted) < times:
+            compacted.append(fake.put(b"/b/1", b"again"))
+            fake.compact(compacted[-1])
+        return found
+
+    await EtcdReads(gateway).read(parse(b"key=/warm"))
+    monkeypatch.setattr(fake, "_read", answer_and_compact)
+    if times < ATTEMPTS:
+        found = await read(gateway, query)
+        assert (found["revision"], found["count"]) == (compacted[-1], 2)
+    else:
+        with pytest.raises(UnavailableError, match="compacts its history"):
+            await read(gateway, query)
 
 
 async def test_a_page_of_another_cluster(gateway: Gateway, fake: FakeEtcd) -> None:
