@@ -11,21 +11,15 @@
   counts as a disconnect.
 - Bytes that are not HTTP are answered with a problem, as every other error is. If they come after a whole request, that
   request gets its answer, and then the connection ends. uvicorn would close it without any answer.
-- An HTTP/1.0 client gets no chunks, because it does not know them (RFC 9112, section 6.1). uvicorn sends chunks to all
-  clients.
-- The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
-  after a request.
-- The number of connections is bounded. When the process has no descriptors left, ``accept`` fails, for probes too, and
-  so do connections to etcd.
-- The gateway does not close a connection on which a request is arriving. The client would get a reset, and would not
-  know whether the request was served. The gateway tells clients how long it keeps a connection, so that the clients
-  close it first.
+- The ``Host`` header must be as RFC 9112, section 3.2, demands. uvicorn accepts a request with none, or with any.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -76,6 +70,9 @@ UVICORN = {
 
 # The versions of HTTP that are served. The parser takes a request without a version for one of HTTP/0.9.
 VERSIONS = ("1.1", HTTP_1_0)
+# The value of a Host header (RFC 9110, section 7.2): a name or an address, perhaps with a port. It may be empty. A
+# comma would be valid, but is what a proxy makes of two such headers.
+HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Za-z.:%_~-]+\])(?::[0-9]*)?")
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
 # The path, and the header of a request, whose answer may be held.
@@ -127,6 +124,16 @@ def address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
     except OSError:  # the client has gone
         return None
     return (found[0], found[1]) if isinstance(found, tuple) else None  # of IPv6, there are two numbers more
+
+
+def fault_of_host(headers: Iterable[tuple[bytes, bytes]], version: str) -> str:
+    """Return what is wrong with the Host header; empty if nothing is. Only HTTP/1.0 does without it."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        return "it has two Host headers"
+    if not hosts:
+        return "" if version == HTTP_1_0 else "it has no Host header"
+    return "" if HOST.fullmatch(hosts[0]) else "its Host header is not a host"
 
 
 def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
@@ -346,9 +353,10 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse_head()
             return
         version = self.parser.get_http_version()
-        if version not in VERSIONS or [name for name, _ in self.headers].count(b"host") > 1:
+        wrong = fault_of_host(self.headers, version) if version in VERSIONS else f"its version is {version}"
+        if wrong:
             self._discarding = True
-            self.send_400_response("it has two Host headers" if version in VERSIONS else f"its version is {version}")
+            self.send_400_response(wrong)
             return
         if self._is_last():
             self.cycle.keep_alive = False

@@ -25,6 +25,32 @@ async def _server() -> AsyncIterator[GatewayProcess]:
         yield running
 
 
+# What a Host header cannot say.
+NO_HOSTS = (
+    *(b"a b", b"a,b", b"user@a", b"a/b", b"http://a", b"a:80:80", b"a:x", b"::1", b"[::1", b"[]", b"a\xff", b"<a>"),
+    *(b"a?b", b"a#b", b"a\\b", b'"a"'),
+)
+# What it can say. Probes and scripts also send an empty one.
+HOSTS = (b"x", b"", b"x:", b"127.0.0.1:8080", b"[::1]:8080", b"[fe80::1%25eth0]", b"a_b.example:80", b"%41", b"x \t")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(b"GET /livez HTTP/1.1\r\nhOsT: " + host + b"\r\n" for host in HOSTS),
+        b"GET /livez HTTP/1.0\r\n",
+        b"GET /livez HTTP/1.0\r\nHost: x\r\n",
+        b"GET http://y/livez HTTP/1.1\r\nHost: x\r\n",
+    ],
+)
+async def test_hosts(server: GatewayProcess, head: bytes) -> None:
+    """Every host is served, and HTTP/1.0 without one: a probe sends what it was configured with."""
+    line = Line(server.port)
+    await line.send(head + b"\r\n")
+    assert (await line.receive()).status == 200
+    await line.close()
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -34,12 +60,17 @@ async def _server() -> AsyncIterator[GatewayProcess]:
         b"GET /v1/kv?prefix=a b HTTP/1.1\r\nHost: x\r\n\r\n",
         b"BREW /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /v1/kv?prefix= HTTP/1.1\r\nHost x\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"GET /v1/kv?prefix= HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        b"GET /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET /v1/kv?prefix= HTTP/9.9\r\n\r\n",
         b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n",
         b"GET /livez\r\n\r\n",  # HTTP/0.9
         b"GET /livez HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n",
+        b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET http://x/livez HTTP/1.1\r\n\r\n",
+        b"GET /v1/watch?prefix=/a/ HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n",
+        *(b"GET /livez HTTP/1.1\r\nHost: " + host + b"\r\n\r\n" for host in NO_HOSTS),
         b"GET /v1/kv?prefix= HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /v1/watch?prefix=/a/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
