@@ -12,6 +12,17 @@
 - Bytes that are not HTTP are answered with a problem, as every other error is. If they come after a whole request, that
   request gets its answer, and then the connection ends. uvicorn would close it without any answer.
 - The ``Host`` header must be as RFC 9112, section 3.2, demands. uvicorn accepts a request with none, or with any.
+- A connection whose client has already reset it is dropped. Its requests would have no address: no quota of an address
+  would count them, and the audit log could not say where they came from.
+- An HTTP/1.0 client gets no chunks, because it does not know them (RFC 9112, section 6.1). uvicorn sends chunks to all
+  clients.
+- The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
+  after a request.
+- The number of connections is bounded. When the process has no descriptors left, ``accept`` fails, for probes too, and
+  so do connections to etcd.
+- The gateway does not close a connection on which a request is arriving. The client would get a reset, and would not
+  know whether the request was served. The gateway tells clients how long it keeps a connection, so that the clients
+  close it first.
 """
 
 from __future__ import annotations
@@ -117,13 +128,16 @@ async def unchunked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
     await app(scope, receive, send_unchunked)
 
 
-def address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
-    """Return host and port: ``sockname`` is the gateway's own, ``peername`` the client's. None if it is not known."""
+def address(transport: asyncio.Transport, name: str) -> tuple[str, int] | str | None:
+    """Return host and port: ``sockname`` is the gateway's own, ``peername`` the client's.
+
+    Of a Unix socket it is a path, or empty. None if the client has gone.
+    """
     try:
         found = transport.get_extra_info(name)
-    except OSError:  # the client has gone
+    except OSError:
         return None
-    return (found[0], found[1]) if isinstance(found, tuple) else None  # of IPv6, there are two numbers more
+    return (found[0], found[1]) if isinstance(found, tuple) else found  # of IPv6, there are two numbers more
 
 
 def fault_of_host(headers: Iterable[tuple[bytes, bytes]], version: str) -> str:
@@ -136,9 +150,11 @@ def fault_of_host(headers: Iterable[tuple[bytes, bytes]], version: str) -> str:
     return "" if HOST.fullmatch(hosts[0]) else "its Host header is not a host"
 
 
-def unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
+def unmapped(client: tuple[str, int] | str | None) -> tuple[str, int] | None:
     """Return an IPv4 client of a dual-stack socket under its IPv4 address, which GATEWAY_TRUSTED_PROXIES names."""
-    if client is None or not client[0].startswith("::ffff:") or "." not in client[0]:
+    if not isinstance(client, tuple):
+        return None
+    if not client[0].startswith("::ffff:") or "." not in client[0]:
         return client
     return client[0].removeprefix("::ffff:"), client[1]
 
@@ -167,11 +183,15 @@ class GatewayProtocol(HttpToolsProtocol):
         """
         self.connections.add(self)
         self.transport, self.flow = transport, FlowControl(transport)
-        self.server, self.client = address(transport, "sockname"), unmapped(address(transport, "peername"))
+        peer = address(transport, "peername")
+        self.server, self.client = unmapped(address(transport, "sockname")), unmapped(peer)
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._client_transport = ClientTransport(transport, self)
         self._await_head()
         self._admission.let_in(self)
+        if peer is None:
+            self._discarding = True
+            transport.abort()
 
     def give_way(self) -> None:
         """Close this idle connection: another connection is admitted instead."""

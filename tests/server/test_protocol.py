@@ -140,7 +140,7 @@ class Served:
         settings = load({"etcd": etcd, "keep_alive": keep_alive})
         self.admission = Admission(Capacity(100, 10))
         self.gateway = Gateway(settings)
-        config = make_config(create_app(gateway=self.gateway), settings, self.admission)
+        self.config = config = make_config(create_app(gateway=self.gateway), settings, self.admission)
         config.load()
         self.state = ServerState()
         make: Any = config.http_protocol_class
@@ -288,11 +288,45 @@ class Over6(asyncio.Transport):
         return ("::1", 80, 0, 0)
 
 
+class OverUnix(asyncio.Transport):
+    """A connection over a Unix socket without a name."""
+
+    def get_extra_info(self, _name: str, default: object = None) -> object:
+        """See ``asyncio.BaseTransport``."""
+        del default
+        return ""
+
+
 def test_the_address_of_a_connection() -> None:
-    """A client that has gone has none. Of IPv6, flow and scope are left out."""
+    """A client that has gone has none. Of IPv6, flow and scope are left out. A Unix socket has a path."""
     assert address(Gone(), "peername") is None
+    assert address(OverUnix(), "peername") == ""
     assert address(Over6(), "sockname") == ("::1", 80)
     assert address(asyncio.Transport(), "peername") is None
+
+
+def test_a_client_that_resets_before_it_is_accepted() -> None:
+    """Its requests have no address, which quotas and the audit log need: none is served, and nothing is left."""
+
+    async def work() -> None:
+        async with Served("60s") as served:
+            app, asked = served.config.loaded_app, []
+
+            async def counted(scope: Any, receive: Any, send: Any) -> None:
+                asked.append(scope["client"])
+                await app(scope, receive, send)
+
+            served.config.loaded_app = counted
+            client = socket.create_connection(("127.0.0.1", served.port))  # the loop accepts only after all this
+            client.sendall(REQUEST)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+            async with connection(served.port) as after:  # accepted after the one that was reset
+                assert (await after.ask())["status"] == "200"
+                assert [peer is not None for peer in asked] == [True]
+                assert served.admission.capacity.connections == len(served.state.connections) == 1
+
+    run(work())
 
 
 FORGOTTEN = {
