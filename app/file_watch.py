@@ -71,6 +71,7 @@ class WatchedFiles(Generic[T]):
         most: the most bytes that a file may have.
         what: what the log calls the files.
         read_before: contents by the names of settings. They count instead of the files' own, until a change is seen.
+        parse_before: is *parse* for *read_before*. What is in force stays in force, also if it could not be used now.
 
     Raises:
         SettingsError: a file cannot be used.
@@ -83,6 +84,7 @@ class WatchedFiles(Generic[T]):
         most: int,
         what: str,
         read_before: Mapping[str, bytes] | None = None,
+        parse_before: Callable[..., T] | None = None,
     ) -> None:
         self.setting = next(iter(files))
         self.trouble = ""
@@ -96,7 +98,7 @@ class WatchedFiles(Generic[T]):
         self._refused: tuple[tuple[bytes, ...], FileError] | None = None
         try:
             self._data = tuple(map(read_before.__getitem__, files)) if read_before else self._read()
-            self.value = self._made(self._data)
+            self.value = self._made(self._data, parse_before if read_before else None)
         except FileError as error:
             raise SettingsError(self._explained(error)) from None
         self._seen = self._data
@@ -154,9 +156,9 @@ class WatchedFiles(Generic[T]):
             raise FileError(f"has more than {self._most} bytes", setting)
         return data
 
-    def _made(self, data: tuple[bytes, ...]) -> T:
+    def _made(self, data: tuple[bytes, ...], parse: Callable[..., T] | None = None) -> T:
         try:
-            return self._parse(*data)
+            return (parse or self._parse)(*data)
         except FileError as error:
             self._refused = data, error
             raise

@@ -78,7 +78,8 @@ class Tls:
         files = {name: path for name, path in given.items() if path is not None}
         parse = partial(parse_certificate, wall=wall)
         what = "the TLS certificate"
-        self.files: WatchedFiles[Certificate] = WatchedFiles(files, parse, MAX_FILE, what, read_before)
+        in_force = partial(parse_certificate, wall=None)  # a certificate that has expired meanwhile stays in use
+        self.files: WatchedFiles[Certificate] = WatchedFiles(files, parse, MAX_FILE, what, read_before, in_force)
         self._clock = clock
         self._failures: Counter[str] = Counter()
         self._said: dict[str, float] = {}
@@ -118,13 +119,16 @@ def make_tls(
     return Tls(settings, clock=clock, wall=wall, read_before=read_before) if settings.tls_cert is not None else None
 
 
-def parse_certificate(chain: bytes, key: bytes, client_ca: bytes | None = None, *, wall: Clock) -> Certificate:
+def parse_certificate(chain: bytes, key: bytes, client_ca: bytes | None = None, *, wall: Clock | None) -> Certificate:
     """Return the contexts for a certificate, its chain and its key, all in PEM form.
+
+    Args:
+        wall: the time now. None if the certificate is in use already: then it is used for as long as there is no other.
 
     Raises:
         FileError: a file cannot be used, the two do not belong together, or the certificate is not valid now.
     """
-    expires = _check(chain, key, wall(), ("tls_cert", "tls_key"))
+    expires = _check(chain, key, None if wall is None else wall(), ("tls_cert", "tls_key"))
     operators = _context(chain, key)
     if client_ca is None:
         return Certificate(operators, operators, expires)
@@ -178,8 +182,11 @@ def _upstream_context(data: Mapping[str, bytes], now: float) -> ssl.SSLContext:
     return context
 
 
-def _check(chain: bytes, key: bytes, now: float, settings: tuple[str, str]) -> float:
-    """Check what OpenSSL would report in its own words, or not at all. Return when the certificate expires."""
+def _check(chain: bytes, key: bytes, now: float | None, settings: tuple[str, str]) -> float:
+    """Check what OpenSSL would report in its own words, or not at all. Return when the certificate expires.
+
+    *now*: None if the dates of the certificate do not matter.
+    """
     cert_setting, key_setting = settings
     # Only a gateway with TLS pays for the import of cryptography, 0.1 s.
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -203,9 +210,9 @@ def _check(chain: bytes, key: bytes, now: float, settings: tuple[str, str]) -> f
             f"the key does not belong to the first certificate in GATEWAY_{cert_setting.upper()}", key_setting
         )
     begins, expires = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
-    if expires <= now:
+    if now is not None and expires <= now:
         raise FileError(f"the certificate expired at {rfc3339(expires)}; renew it", cert_setting)
-    if begins > now + SKEW:
+    if now is not None and begins > now + SKEW:
         raise FileError(f"the certificate is valid from {rfc3339(begins)} only", cert_setting)
     return expires
 

@@ -182,6 +182,21 @@ async def test_kubernetes_swaps_a_link(ca: Ca, tmp_path: Path) -> None:
     assert name_of(tls, ca) == "two"
 
 
+async def test_what_is_in_use_is_used_until_there_is_another(ca: Ca, pair: Pair) -> None:
+    """A worker that begins after the certificate has expired does as the running ones do, which go on with it."""
+    now = time.time() + 2 * DAY
+    settings = load({"tls_cert": str(pair.cert), "tls_key": str(pair.key)})
+    contents = Tls(settings, clock=lambda: 0.0, wall=time.time).files.contents
+    tls = Tls(settings, clock=lambda: 0.0, wall=lambda: now, read_before=contents)
+
+    assert name_of(tls, ca) == "one"
+    assert tls.statistics().expires < now
+    assert [await tls.files.look(), await tls.files.poll()] == ["unchanged", "unchanged"]
+    put(ca.sign("two"), pair.cert.parent)  # as expired as the first
+    assert await tls.files.look() == "unusable"
+    assert "expired at" in tls.statistics().trouble
+
+
 @pytest.mark.parametrize("bad", ["removed", "empty", "torn", "expired"])
 async def test_a_bad_file_changes_nothing(bad: str, ca: Ca, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     """A file that cannot be used is logged once, is reported, and changes nothing; also for SIGHUP."""

@@ -80,7 +80,7 @@ class Worker:
         """Serve to the end. *sock*: the link to the hub.
 
         Raises:
-            SettingsError: what the hub has read of a file cannot be used any more: a certificate has expired.
+            SettingsError: what the hub has read of a file cannot be used here.
             BrokenGatewayError: a defect of ours has ended the gateway, or the hub has gone.
         """
         self._settings = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from app.access.identity import STATIC_TOKEN
 from app.core.errors import ForbiddenError, UnauthorizedError
 from app.core.keys import KeyRange
 from app.gateway import Gateway
-from app.settings import load
+from app.settings import SettingsError, load
 from app.workers.files import WorkerFiles
 from app.workers.link import decode_contents, encode_contents
 from tests.access.issuer import AUDIENCE, ISSUER, claims, ec_key, jwks, serving
@@ -112,6 +112,19 @@ async def test_what_was_read_before_stays_in_force(tmp_path: Path) -> None:
     access.authorize(dash, [SVC])
     world.paths["token_file"].write_text("static")
     assert (await access.reload())["token"] == "unchanged"
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_what_has_expired_stays_in_force(tmp_path: Path) -> None:
+    """A worker that is replaced then does as its neighbours do, which still have the certificate."""
+    world = World(tmp_path, "https://id.example/jwks")
+    later = time.time() + 366 * 86_400
+    worker = Gateway(world.settings, read_before=world.files.contents(), wall=lambda: later)
+
+    assert worker.tls is not None
+    assert worker.tls.statistics().expires < later
+    with pytest.raises(SettingsError, match="the certificate expired at"):
+        Gateway(world.settings, wall=lambda: later)
 
 
 def test_keys_that_were_not_fetched_yet(tmp_path: Path) -> None:
