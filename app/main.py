@@ -23,6 +23,7 @@ from .api.feeds import FeedsEndpoint
 from .api.health import HealthEndpoints
 from .api.kv import KvEndpoint
 from .api.kv_bypass import KvBypass
+from .api.no_worker import refuse
 from .api.page import PageEndpoint
 from .api.progress import ProgressEndpoint
 from .api.session import SessionEndpoint
@@ -96,6 +97,13 @@ def create_admin_app(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpo
     if gateway.access.guarded:
         app.add_middleware(AuditLog, access=gateway.access)
     return app
+
+
+def create_refusing_app(settings: Settings) -> ASGIApp:
+    """Return the app of a hub while no worker can start. *settings*: of the operator."""
+    if not settings.cors_origins:
+        return refuse
+    return Cors(refuse, settings.cors_origins, credentials=bool(settings.credential_origins))
 
 
 def _new_app(lifespan: Any) -> FastAPI:

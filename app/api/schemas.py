@@ -359,6 +359,7 @@ _CODES: dict[int, tuple[str, str, tuple[str, ...]]] = {
     502: ("EtcdRefused", EtcdRefusedError.title, ("etcd-refused",)),
     503: ("Unavailable", TransientError.title, (
         "draining", "etcd-unavailable", "pin-unavailable", "too-large", "scope-changed", "issuer-unavailable",
+        "no-worker",
     )),
     504: ("RevisionNotReached", RevisionNotReachedError.title, ("revision-not-reached",)),
 }  # fmt: skip

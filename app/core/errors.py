@@ -14,6 +14,7 @@ GatewayError
 │   ├── DrainingError          503
 │   ├── PinUnavailableError    503, the range lies in a pin that cannot be held
 │   ├── ScopeChangedError      503, what ``scope=permitted`` leaves of the request has changed while it waited
+│   ├── NoWorkerError          503, no worker of this gateway can start
 │   ├── IssuerUnavailableError 503, the keys that verify a token could not be fetched yet
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   └── TooSlowError       503, one answer of etcd took too long
@@ -151,6 +152,12 @@ class DrainingError(TransientError):
 
     code = "draining"
     close_reason = "drain"
+
+
+class NoWorkerError(TransientError):
+    """This gateway has workers, and none of them can start."""
+
+    code = "no-worker"
 
 
 class ScopeChangedError(TransientError):

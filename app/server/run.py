@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
 
 from .. import descriptors
 from ..allocator import freeze_objects, return_large_blocks
@@ -79,7 +79,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def make_config(
-    app: FastAPI,
+    app: ASGIApp,
     settings: Settings,
     admission: Admission,
     secured: Secured | None = None,

@@ -24,21 +24,21 @@ class WorkerFiles:
 
     def __init__(self, settings: Settings, *, clock: Clock, wall: Clock, draw: Draw) -> None:
         self._access = make_access_control(settings, clock=clock, wall=wall, draw=draw)
-        self._tls = make_tls(settings, clock=clock, wall=wall)
+        self.tls = make_tls(settings, clock=clock, wall=wall)
 
     def contents(self) -> Mapping[str, bytes]:
         """Return what is in use now, by the names of the settings: ``read_before`` of a worker's gateway."""
-        return self._access.contents | (dict(self._tls.files.contents) if self._tls is not None else {})
+        return self._access.contents | (dict(self.tls.files.contents) if self.tls is not None else {})
 
     async def reload(self) -> None:
         """Read the files now."""
         await self._access.reload()
-        if self._tls is not None:
-            await self._tls.files.look()
+        if self.tls is not None:
+            await self.tls.files.look()
 
     async def run(self) -> None:
         """Read the files again when they change. Runs for ever."""
         work = [self._access.run()]
-        if self._tls is not None:
-            work.append(self._tls.files.run())
+        if self.tls is not None:
+            work.append(self.tls.files.run())
         await asyncio.gather(*work)

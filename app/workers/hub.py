@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 from .. import logs
 from ..allocator import freeze_objects, return_large_blocks
@@ -25,6 +26,7 @@ from .acceptor import Acceptor
 from .descriptor_passing import Port
 from .files import WorkerFiles
 from .hub_socket import listen_at, private_path
+from .no_worker import NoWorker
 from .split_settings import hub_settings, worker_settings
 from .team import Team
 
@@ -68,11 +70,14 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
             clock=time.monotonic,
             draw=random.random,
         )
-        acceptor = Acceptor(listening, team.give)
+        admission = Admission(gateway.capacity)
+        no_worker = NoWorker(settings, gateway, admission, files.tls)
+        stack.callback(no_worker.close)
+        acceptor = Acceptor(listening, partial(give, team, no_worker))
         team.take_back = acceptor.offer
         stack.callback(acceptor.close)
         app = create_app(gateway=gateway, workers=team)
-        server = GatewayServer(make_config(app, own, Admission(gateway.capacity)), gateway)
+        server = GatewayServer(make_config(app, own, admission), gateway)
         hub = Hub(gateway, team, acceptor, files)
         socket_of_hub = listen_at(path)
         stack.callback(socket_of_hub.close)
@@ -90,6 +95,15 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
                     server.should_exit = True
                     await asyncio.gather(serving, reading, return_exceptions=True)
                     server.cut_off()
+
+
+def give(team: Team, no_worker: NoWorker, connection: socket.socket, port: Port) -> bool:
+    """Pass a connection to a worker, or refuse it if no worker can start. Return False if it must wait."""
+    if team.give(connection, port):
+        return True
+    if team.failing:
+        no_worker.take(connection, port)
+    return team.failing
 
 
 class Hub(SignalHandler):

@@ -63,6 +63,7 @@ class Team:
         self._ended = EndedWorkers()
         self._ended_sessions: dict[str, dict[str, Any]] = {}
         self._stopping = False
+        self._failed: set[int] = set()  # workers whose last process has ended before it served, or did not begin
         # Called with each connection that a worker has not taken before it ended.
         self.take_back: Callable[[socket.socket, Port], None]
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,6 +158,7 @@ class Team:
                 try:
                     await self._start(number)
                 except OSError as error:  # no process, or no descriptor, to be had
+                    self._failed.add(number)
                     extra = {"worker": number, "reason": error.strerror}
                     logger.error("a worker cannot be started", extra=extra)  # the reason says it all
 
@@ -166,6 +168,7 @@ class Team:
         say("worker end", extra={"worker": worker.number, "pid": worker.pid, "status": status})
         if worker.last_report is not None:
             self._ended.add(worker.last_report.metrics)
+        (self._failed.discard if worker.serving else self._failed.add)(worker.number)
         worker.serving = False
         for connection, port in worker.release():
             self.take_back(connection, port)
@@ -186,6 +189,13 @@ class Team:
                 return True
             del members[index]  # for this connection: its process has ended, or the kernel has no room at present
         return False
+
+    @property
+    def failing(self) -> bool:
+        """Whether no worker serves, and none is likely to serve soon: each one's last process ended at its start."""
+        if self._stopping or any(one.serving for one in self._members.values()):
+            return False
+        return self._failed.issuperset(self._members)
 
     # --- for all ------------------------------------------------------------------------------------------------------
 
