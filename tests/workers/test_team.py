@@ -128,8 +128,9 @@ async def test_a_dead_worker_is_replaced(
     before = pids(both)
     for number in range(2):
         os.kill(before[number], signal.SIGKILL)
-        await kv.put("/svc/a", str(number))
-        async with await watch(both.base, f"prefix=/svc/&last_event_id={synced.id}") as stream:
+        written = await kv.put("/svc/a", str(number))  # which the hub may not have yet
+        resumed = f"prefix=/svc/&last_event_id={synced.id}&min_revision={written}"
+        async with await watch(both.base, resumed) as stream:
             events = await stream.until("synced")
             synced = events[-1]
             assert [event.type for event in events] == ["put", "synced"]
