@@ -142,12 +142,17 @@ def check_origin(gateway: Gateway, scope: Scope) -> None:
     Raises:
         ForbiddenError: the page's origin is neither the gateway's own nor a named one.
     """
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
-    own = f"{scope['scheme']}://{headers.get(b'host', '')}"
+    # Of a header in several lines, every one must permit it: CORS looks at the first one, and a proxy may add another.
+    values: dict[bytes, set[str]] = {b"origin": set(), b"sec-fetch-site": set(), b"host": set()}
+    for name, value in scope["headers"]:
+        if name in values:
+            values[name].add(value.decode("latin-1"))
+    origins, sites = values[b"origin"], values[b"sec-fetch-site"]
+    own = {f"{scope['scheme']}://{host}" for host in values[b"host"]}
     # A browser that does not send Sec-Fetch-Site sends Origin, at least with all but a GET of its own page.
-    same = site in ("same-origin", "none") if site is not None else origin in (None, own)
-    if not same and origin not in gateway.settings.credential_origins:
+    same = sites <= {"same-origin", "none"} if sites else origins <= own
+    named = origins and origins <= set(gateway.settings.credential_origins)
+    if not same and not named:
         raise ForbiddenError(
             "a page of another origin may not use the session; list its origin in GATEWAY_CORS_ORIGINS",
             code="cross-origin",

@@ -254,6 +254,26 @@ async def test_which_pages_may_use_the_cookie(world: World, headers: dict[str, s
             assert (await http.post("/v1/session", headers=headers | BEARER)).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [("Origin", "https://evil.example"), ("Origin", PAGE)],
+        [("Origin", PAGE), ("Origin", "https://evil.example")],
+        [("Origin", "https://evil.example"), ("Origin", HERE)],
+        [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Site", "same-origin")],
+        [("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")],
+    ],
+)
+async def test_a_header_in_two_lines(world: World, lines: list[tuple[str, str]]) -> None:
+    """Each line must permit the page: a line that something has added does not hide the other one."""
+    value = await world.cookie()
+    async with world.http() as http:
+        http.cookies.set(COOKIE, value, domain="gateway.example")
+        for target in (READ, "/v1/watch?prefix=/svc/"):
+            assert problem(await http.get(target, headers=lines)) == (403, "cross-origin")
+        assert (await http.get(READ, headers=[("Origin", PAGE), ("Origin", PAGE)])).status_code == 200
+
+
 async def test_cors(world: World) -> None:
     """Named origins may send POST, DELETE and the cookie; no other origin is told anything."""
     for origin, status in ((PAGE, 200), ("https://evil.example", 400), ("null", 400)):
