@@ -26,6 +26,8 @@ T = TypeVar("T")
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 # ``scope=permitted`` asks only for those parts of the ranges that the identity may read.
 SCOPES = ("permitted",)
+# Characters of an address with its port: an IPv6 address with the name of an interface has 70.
+MAX_ADDRESS = 80
 # The key of the scope under which the audit log finds who sends a request.
 IDENTITY = "etcd_watch_gateway.identity"
 # The key under which it finds the ranges that are left of a request with ``scope=permitted``.
@@ -54,12 +56,15 @@ def headers_of(request: Request, name: bytes) -> list[str]:
 
 
 def address_of(request: Request) -> str:
-    """Return ``host:port`` of the client, or of the client that a proxy names (``GATEWAY_TRUSTED_PROXIES``)."""
+    """Return ``host:port`` of the client, or of the client that a proxy names (``GATEWAY_TRUSTED_PROXIES``).
+
+    What a proxy names is any text, and each stream keeps it: it is cut.
+    """
     client = request.scope.get("client")
     if client is None:
         return "unknown"
     host, port = client
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")[:MAX_ADDRESS]
 
 
 def request_id_of(request: Request) -> str:

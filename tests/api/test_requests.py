@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from app.access.identity import ANONYMOUS, STATIC_TOKEN
 from app.api.requests import (
+    MAX_ADDRESS,
     address_of,
     caller_of,
     encoding_of,
@@ -25,17 +26,24 @@ from app.gateway import Gateway
 from app.settings import load
 from tests.support.asgi_client import http_scope
 
+LONG = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff"
+
 
 @pytest.mark.parametrize(
     ("client", "address"),
     [
         (("192.0.2.7", 4711), "192.0.2.7:4711"),
         (("2001:db8::7", 80), "[2001:db8::7]:80"),
+        ((f"{LONG}%enp0s31f6.1000", 65535), f"[{LONG}%enp0s31f6.1000]:65535"),
         (None, "unknown"),
+        (("a" * 60_000, 0), "a" * MAX_ADDRESS),
+        (("192.0.2.7", 10**4000), "192.0.2.7:1".ljust(MAX_ADDRESS, "0")),
     ],
 )
 def test_address(client: tuple[str, int] | None, address: str) -> None:
-    """An address is written as in a URL: an IPv6 address cannot be confused with the port."""
+    """An address is written as in a URL: an IPv6 address cannot be confused with the port. What a proxy has sent may be
+    any text, which each stream would keep.
+    """
     assert address_of(Request(http_scope("/", client=client))) == address
 
 
