@@ -125,8 +125,9 @@ async def test_a_cursor_is_valid_on_every_tier(etcd: EmbeddedEtcd, kv: EtcdClien
                 await kv.put("/svc/a", f"{number}")
                 seen.append((await stream.until("put"))[-1].data["value"])
                 cursor = stream.last_id or ""
-        await kv.put("/svc/a", "missed")
-        async with edge(root.base) as new, await watch(new.base, f"prefix=/svc/&last_event_id={cursor}") as stream:
+        written = await kv.put("/svc/a", "missed")  # which the root may not have yet
+        resumed = f"prefix=/svc/&last_event_id={cursor}&min_revision={written}"
+        async with edge(root.base) as new, await watch(new.base, resumed) as stream:
             events = await stream.until("synced")
     assert seen == ["0", "1", "2"]
     assert [(event.type, event.data.get("value")) for event in events] == [("put", "missed"), ("synced", None)]
