@@ -7,9 +7,8 @@ happens once, however the stream ends. A channel holds the feeds that it is made
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..core.always_true import AlwaysTrue
@@ -32,8 +31,6 @@ from .selected_channel import SelectedChannel
 from .snapshot_scheduler import SnapshotScheduler
 from .statistics import ChannelStatistics, RegistryStatistics, SubscriberStatistics
 from .subscriber import Subscriber
-
-logger = logging.getLogger("gateway.feed")
 
 # Seconds between two checks of the feeds' staleness and of the age of what their logs hold.
 TICK = 1.0
@@ -193,8 +190,10 @@ class Registry(AlwaysTrue):
                 "retry later",
                 code="too-many-subscribers",
             )
-        if ranges not in (self._admitted if self._serves_workers else self._counts):
-            self._check_room(watched, counts=counts)
+        if counts:
+            self._check_channels(ranges)
+        if ranges not in self._channels:
+            self._check_feeds(watched)
         for one in watched:
             self.feeds.check(one)
         if self._clock() < self._too_large.get(hash(ranges), 0.0):
@@ -222,15 +221,19 @@ class Registry(AlwaysTrue):
     def _wanted(self, ranges: Ranges, watched: Ranges) -> Wanted:
         return Wanted(ranges, tuple(one for one in watched if one not in self.feeds.pins))
 
-    def _check_room(self, watched: Iterable[KeyRange], *, counts: bool) -> None:
-        """Raise OverCapacityError unless a new channel, and its feeds, fit when lingering channels have ended."""
-        channels = len(self._admitted if self._serves_workers else self._counts)
-        if counts and channels >= self.limits.max_channels and self._counts.oldest_lingering() is None:
+    def _check_channels(self, ranges: Ranges) -> None:
+        """Raise OverCapacityError unless a channel of *ranges* fits when lingering channels have ended."""
+        followed: Collection[Ranges] = self._admitted if self._serves_workers else self._channels
+        full = len(followed) >= self.limits.max_channels and self._counts.oldest_lingering() is None
+        if full and ranges not in followed:
             raise OverCapacityError(
-                f"{channels} distinct selections are followed; GATEWAY_MAX_CHANNELS is "
+                f"{len(followed)} distinct selections are followed; GATEWAY_MAX_CHANNELS is "
                 f"{self.limits.max_channels}: retry later, or follow the same ranges as others",
                 code="too-many-channels",
             )
+
+    def _check_feeds(self, watched: Iterable[KeyRange]) -> None:
+        """Raise OverCapacityError unless the feeds of a new channel fit when lingering channels have ended."""
         needed = [one for one in watched if one not in self.feeds]
         excess = len(self.feeds) + len(needed) - self.limits.max_feeds
         if needed and excess > 0 and excess > self._idle_feeds(but=watched):

@@ -98,6 +98,23 @@ async def test_no_more_subscribers_than_may_be() -> None:
     await world.empty()
 
 
+async def test_streams_that_have_not_left_a_failed_channel_keep_no_room_for_it() -> None:
+    """At the hub, the workers' streams count until they leave. Meanwhile another range may take the feed's place."""
+    world = World(serves_workers=True, max_feeds=1)
+    registry = world.registry
+    leaving = registry.admit((SVC,), caller=None, has_cursor=False)
+    feed = followed(leaving)
+    feed._fail("unavailable")
+    assert leaving.closing == "unavailable"
+    held = world.subscribe(OTHER)
+    with pytest.raises(OverCapacityError) as refused:
+        registry.admit((SVC,), caller=None, has_cursor=False)
+    assert refused.value.code == "too-many-feeds"
+    for subscriber in (leaving, held):
+        subscriber.release()
+    await world.empty()
+
+
 async def test_a_quota_is_held_from_the_join_to_the_release() -> None:
     """What is refused holds nothing; a release, or the end of a feed, gives the quota back, once."""
     world = World(linger=0.0)
