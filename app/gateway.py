@@ -183,7 +183,7 @@ class Gateway:
             clock=clock,
             draw=draw,
         )
-        self.upstream.on_restored(self.registry.restored)
+        self.upstream.on_restored(self.registry.feeds.restored)
         self.merges_below = MergesBelow(self.registry, self.upstream)
         self.streams = Streams(
             self.registry,

@@ -1,1 +1,1 @@
-"""Feeds and their registry at run time: the tasks, timers and reference counts around the pure core."""
+"""Feeds, channels and subscribers at run time: the tasks, timers and reference counts around the pure core."""

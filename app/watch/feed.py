@@ -58,7 +58,7 @@ logger = logging.getLogger("gateway.feed")
 
 
 class FeedOwner(Protocol):
-    """What a feed reports to its registry."""
+    """What a feed reports to ``Feeds``."""
 
     def published(self, events: int) -> None:
         """A feed has published *events* more events."""
@@ -464,7 +464,7 @@ class Feed:
             self.staleness.note(self._watch.proven_at(self.history.log.tip))
 
     def check_staleness(self) -> None:
-        """Become stale or live, and drop what is too old from the log. The registry calls this once a second."""
+        """Become stale or live, and drop what is too old from the log. ``Feeds`` calls this once a second."""
         with self._failing():
             self.history.log.trim(self._clock())
             self._account()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..core.always_true import AlwaysTrue
 from ..core.errors import PinUnavailableError, TooLargeError
@@ -14,7 +14,7 @@ from ..core.keys import KeyRange
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..ports import Clock, Draw, Etcd
-from .feed import Feed, FeedOwner
+from .feed import Feed
 from .limits import Limits
 from .memory import FeedMemory
 from .snapshot_scheduler import SnapshotScheduler
@@ -49,6 +49,16 @@ class Pin:
         self.settled, self.trouble = True, ""
 
 
+class FeedsOwner(Protocol):
+    """What the feeds report to ``Channels``. *holders*: the channels that hold the feed."""
+
+    def feed_failed(self, holders: Collection[Ranges], reason: CloseReason) -> None:
+        """A feed has ended by itself. The subscribers of its channels must be closed for *reason*."""
+
+    def view_reclaimed(self, holders: Collection[Ranges]) -> None:
+        """A feed has freed its view. The readers of its channels must not hold any part of that view."""
+
+
 class Feeds(AlwaysTrue):
     """See the module. *pins*: the ranges that are followed as long as the process lives."""
 
@@ -60,7 +70,7 @@ class Feeds(AlwaysTrue):
         *,
         memory: FeedMemory,
         scheduler: SnapshotScheduler,
-        owner: FeedOwner,
+        owner: FeedsOwner,
         clock: Clock,
         draw: Draw,
     ) -> None:
@@ -76,8 +86,9 @@ class Feeds(AlwaysTrue):
         self._too_large: dict[KeyRange, float] = {}  # range -> monotonic time until which it is not tried again
         self.pins = {one: Pin(one) for one in pins}
         self._made: list[Feed] = []  # and not started
-        self.ended: set[Feed] = set()  # their tasks may still run
+        self._ended: set[Feed] = set()  # their tasks may still run
         self.started = 0
+        self.events = 0  # published by all feeds, ended ones included
         self._stopping = False
 
     def __len__(self) -> int:
@@ -113,7 +124,7 @@ class Feeds(AlwaysTrue):
                 f"{watched} is pinned (GATEWAY_PIN), and the gateway cannot hold it now: retry later",
                 cause=f"{watched}: {pin.trouble}",
             )
-        if self._clock() < self._too_large.get(watched, 0.0):
+        if self._too_large and self._clock() < self._too_large.get(watched, 0.0):
             raise TooLargeError(
                 f"{watched} did not fit in the memory that all feeds share (GATEWAY_MAX_FEED_BYTES): "
                 "follow a smaller range"
@@ -149,18 +160,8 @@ class Feeds(AlwaysTrue):
         del self._feeds[feed.range]
         del self._holders[feed.range]
         feed.stop()
-        self.ended.add(feed)
+        self._ended.add(feed)
         logger.info("feed stop", extra={"range": str(feed.range), "reason": reason})
-
-    def failed(self, feed: Feed, reason: CloseReason) -> None:
-        """End a feed that has failed, and remember when its range may be tried again."""
-        self.end(feed, reason)
-        if reason == TooLargeError.close_reason:
-            self._too_large[feed.range] = self._clock() + PAUSE
-        pin = self.pins.get(feed.range)
-        if pin is not None:
-            pin.fail(feed.trouble or reason)
-            pin.retry_at = self._clock() + PAUSE
 
     def _make(self, watched: KeyRange) -> Feed:
         feed = Feed(
@@ -170,7 +171,7 @@ class Feeds(AlwaysTrue):
             pinned=watched in self.pins,
             memory=self._memory,
             scheduler=self._scheduler,
-            owner=self._owner,
+            owner=self,
             clock=self._clock,
             draw=self._draw,
         )
@@ -181,10 +182,39 @@ class Feeds(AlwaysTrue):
         logger.info("feed start", extra={"range": str(watched)})
         return feed
 
+    # --- reports from feeds (``app.watch.feed.FeedOwner``) -----------------------------------------------------------
+
+    def published(self, events: int) -> None:
+        """See ``FeedOwner``."""
+        self.events += events
+
+    def view_reclaimed(self, feed: Feed) -> None:
+        """See ``FeedOwner``."""
+        self._owner.view_reclaimed(self.holders(feed.range))
+
+    def restored(self) -> None:
+        """See ``FeedOwner``: restart every feed, because the cluster's history has been replaced."""
+        for feed in self:
+            feed.restored()
+
+    def failed(self, feed: Feed, reason: CloseReason) -> None:
+        """See ``FeedOwner``. Remember when the range may be tried again."""
+        if self._feeds.get(feed.range) is not feed:
+            return
+        holders = list(self._holders[feed.range])
+        self.end(feed, reason)
+        if reason == TooLargeError.close_reason:
+            self._too_large[feed.range] = self._clock() + PAUSE
+        pin = self.pins.get(feed.range)
+        if pin is not None:
+            pin.fail(feed.trouble or reason)
+            pin.retry_at = self._clock() + PAUSE
+        self._owner.feed_failed(holders, reason)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     def check_all(self) -> None:
-        """Check all feeds, and start the pins that have no feed. The registry calls this once a second."""
+        """Check all feeds, and start the pins that have no feed. ``Channels`` calls this once a second."""
         now = self._clock()
         for feed in self:
             feed.check_staleness()
@@ -226,3 +256,9 @@ class Feeds(AlwaysTrue):
         for watched in self.pins:
             if watched in self._feeds and not self._holders[watched]:
                 self.end(self._feeds[watched], "shutdown")
+
+    async def join_ended(self) -> None:
+        """Wait until the tasks of the feeds that have ended are over."""
+        feeds, self._ended = self._ended, set()
+        for feed in feeds:
+            await feed.join()

@@ -1,4 +1,4 @@
-"""The settings of feeds and their registry."""
+"""The settings of feeds, channels and the registry."""
 
 from __future__ import annotations
 

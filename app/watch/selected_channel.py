@@ -25,8 +25,8 @@ from .state_reader import FreshSnapshots, StateReader
 
 logger = logging.getLogger("gateway.feed")
 
-# Memory of a channel without any key or event: its objects, and its places in the tables of the feeds and the registry.
-# Measured with tracemalloc on CPython 3.11: 4.7 KiB with its first subscriber, and a range with a short name.
+# Memory of a channel without any key or event: its objects, and its places in tables. Measured with tracemalloc on
+# CPython 3.11: 4.7 KiB with its first subscriber, and a range with a short name.
 OVERHEAD = 5 * 1024
 # Memory of each range of a channel, beside its name: the object, and its places in tables. Measured as above: 370 to
 # 394 bytes.
@@ -34,7 +34,7 @@ RANGE_OVERHEAD = 400
 
 
 class ChannelOwner(Protocol):
-    """What a channel reports to its registry."""
+    """What a channel reports to ``Channels``."""
 
     def channel_failed(self, channel: SelectedChannel, reason: CloseReason) -> None:
         """*channel* cannot go on: it must be stopped, and its subscribers closed for *reason*."""
@@ -124,7 +124,7 @@ class SelectedChannel:
         self.notifier.notify()
 
     def check(self) -> None:
-        """Drop what is too old, and look whether a merge can go on. The registry calls this once a second."""
+        """Drop what is too old, and look whether a merge can go on. ``Channels`` calls this once a second."""
         self._check_trust()
         if self._outage is not None and not self.stale_ranges:
             self.notifier.notify()

@@ -1,4 +1,4 @@
-"""What feeds and the registry hold at one moment, as frozen values for the metrics and ``/v1/feeds``."""
+"""What feeds, channels and the registry hold at one moment, as frozen values for the metrics and ``/v1/feeds``."""
 
 from __future__ import annotations
 

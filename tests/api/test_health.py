@@ -103,7 +103,7 @@ async def test_ready_when_each_pin_was_live_once(fake: FakeEtcd) -> None:
         await eventually(ready)
         first = (await http.get("/readyz")).json()
         fake.hold_ranges()
-        gateway.registry.restored()
+        gateway.registry.feeds.restored()
         later = await http.get("/readyz")
         fake.release_ranges()
 

@@ -81,7 +81,7 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             kept = followed(before)
             await eventually(lambda feed=kept: true(feed.core.history.joinable))  # type: ignore[misc]
             before.release()
-            timer = gateway.registry._linger_timers[(SVC,)]
+            timer = gateway.registry.channels._linger_timers[(SVC,)]
             turn: list[str] = []
             taken: list[Subscriber] = []
 
@@ -105,8 +105,8 @@ async def test_a_join_in_the_turn_of_the_linger_s_end(fake: FakeEtcd, first: str
             await eventually(lambda: true((fake.open_watchers, fake.open_streams) == (1, 1)))
             subscriber.release()
             await released(gateway, fake)
-            counts: RefCounts[Ranges] = gateway.registry._counts
-            assert (len(counts), gateway.registry._linger_timers, gateway.registry._subscribers) == (0, {}, {})
+            counts: RefCounts[Ranges] = gateway.registry.channels._counts
+            assert (len(counts), gateway.registry.channels._linger_timers, gateway.registry._subscribers) == (0, {}, {})
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith(OURS)] == []
 
 

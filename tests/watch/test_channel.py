@@ -1,93 +1,59 @@
-"""``app.watch.channel``: which streams share a channel, and how channels and feeds end and are limited."""
+"""``app.watch.channel``: a feed, a projection and a merge are alike to those who follow them."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
+from app.core.selection import canonical
+from app.watch.feed import Feed
 from app.watch.selected_channel import SelectedChannel
-from app.watch.subscriber import Subscriber
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG
+from tests.watch.test_channels import KEY, OTHER, joinable
+from tests.watch.test_notifier import Calling
 from tests.watch.world import SVC, World
 
-OTHER = KeyRange("prefix", b"/other/")
-KEY = KeyRange("key", b"/svc/a")
 
-
-def channel_of(subscriber: Subscriber) -> SelectedChannel:
-    """The channel, which must not be a feed."""
-    assert isinstance(subscriber.channel, SelectedChannel)
-    return subscriber.channel
-
-
-async def joinable(*subscribers: Subscriber) -> None:
-    """Return once all may be served."""
-
-    async def so() -> bool:
-        return all(subscriber.channel.history.joinable for subscriber in subscribers)
-
-    await eventually(so)
-
-
-async def test_equal_selections_share_a_channel() -> None:
-    """Whatever the order of the ranges, and whatever lies inside another; the feeds end with the last channel."""
-    world = World()
-    one, other = world.subscribe(SVC, OTHER), world.subscribe(OTHER, KEY, SVC)
-    alone = world.subscribe(SVC)
-    assert one.channel is other.channel
-    assert (len(world.registry.feeds), len(world.etcd.open)) == (2, 2)
-    await joinable(one, alone)
-    assert one.channel.keys == 1
-    one.release()
-    other.release()
-    assert [feed.range for feed in world.registry.feeds] == [SVC]
-    assert channel_of(one).bytes == 0
-    alone.release()
-    await world.empty()
-
-
-async def test_a_feed_that_fails_ends_the_channels_on_it() -> None:
-    """One denied range ends the whole stream; the other feed's readers notice nothing."""
-    world = World()
-    merged, single = world.subscribe(SVC, OTHER), world.subscribe(OTHER)
-    await joinable(merged, single)
-    feed = world.registry.feeds.get(SVC)
-    assert feed is not None
-    feed._fail("revoked")
-    assert (merged.closing, single.closing) == ("revoked", None)
-    assert [feed.range for feed in world.registry.feeds] == [OTHER]
-    merged.release()
-    single.release()
-    await world.empty()
-
-
-async def test_the_limit_of_channels() -> None:
-    """Lingering channels give way; with none left, a new selection is refused by its own code."""
-    world = World(linger=1000.0, max_channels=2)
-    world.subscribe(SVC).release()
-    held = [world.subscribe(KEY), world.subscribe(OTHER)]
-    assert world.registry.channel((SVC,)) is None
-    with pytest.raises(OverCapacityError, match="GATEWAY_MAX_CHANNELS is 2") as refused:
-        world.subscribe(SVC)
-    assert refused.value.code == "too-many-channels"
-    held.append(world.subscribe(OTHER))
-    for subscriber in held:
-        subscriber.release()
-    await world.registry.aclose()
-    await world.empty()
-
-
-async def test_the_limit_of_feeds_counts_each_range_of_a_merge() -> None:
-    """A lingering channel whose feed is needed does not take the feed with it."""
-    world = World(linger=1000.0, max_feeds=2)
-    world.subscribe(SVC).release()
-    merged = world.subscribe(SVC, OTHER)
-    assert {feed.range for feed in world.registry.feeds} == {SVC, OTHER}
-    with pytest.raises(OverCapacityError) as refused:
-        world.subscribe(OTHER, KEY)
-    assert refused.value.code == "too-many-feeds"
-    world.subscribe(OTHER).release()
-    merged.release()
+@pytest.mark.parametrize(
+    ("pins", "ranges", "watched", "kind"),
+    [
+        ([], (SVC,), (SVC,), Feed),
+        ([SVC], (KEY,), (SVC,), SelectedChannel),
+        ([], (SVC, OTHER), canonical((SVC, OTHER)), SelectedChannel),
+    ],
+    ids=["feed", "projection", "merge"],
+)
+async def test_all_kinds_are_alike(
+    pins: list[KeyRange], ranges: tuple[KeyRange, ...], watched: tuple[KeyRange, ...], kind: type
+) -> None:
+    """Whoever follows a channel need not know of how many feeds it is made."""
+    world = World(pins=pins)
+    subscriber = world.subscribe(*ranges)
+    await joinable(subscriber)
+    channel = subscriber.channel
+    assert isinstance(channel, kind)
+    assert (channel.ranges, channel.watched, channel.keys) == (canonical(ranges), watched, 1)
+    assert (channel.stale_ranges, channel.stale_since, channel.trouble) == ((), None, "")
+    assert await channel.linearizable_revision() == 100
+    snapshot = await channel.fresh_snapshot(100)
+    assert snapshot is not None
+    assert snapshot.revision == 100
+    del snapshot
+    awaiting, following = asyncio.Event(), asyncio.Event()
+    one, other = Calling(awaiting.set), Calling(following.set)
+    channel.await_tip(one)
+    channel.follow_tip(other)
+    for feed in world.registry.feeds:
+        feed._tip_moved()
+    async with asyncio.timeout(HANG):
+        await awaiting.wait()
+        await following.wait()
+    channel.ignore_tip(one)
+    channel.leave_tip(other)
+    channel.leave_tip(other)
+    assert [len(feed.tip_notifier) + len(feed.tip_followers) for feed in world.registry.feeds] == [0] * len(watched)
+    subscriber.release()
     await world.registry.aclose()
     await world.empty()

@@ -151,16 +151,16 @@ async def test_a_tip_that_progress_moves_wakes_only_who_waits_for_it() -> None:
 async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
     """Counted twice, the state left no room for others; not counted in between, its bytes were given to others."""
     world = World()
-    budget = world.registry.memory.budget
+    budget = world.registry.channels.memory.budget
     counted: list[int] = []
     subscriber = world.subscribe(has_cursor=False)
-    published = world.registry.published
+    published = world.registry.feeds.published
 
     def look(events: int) -> None:
         counted.append(budget.of(Use.FEED))
         published(events)
 
-    world.registry.published = look  # type: ignore[method-assign]
+    world.registry.feeds.published = look  # type: ignore[method-assign]
     await world.told(subscriber)
     assert A.size in counted
     assert set(counted) <= {0, A.size}
@@ -172,7 +172,7 @@ async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> N
     """A feed that ends while its state is being read releases the state's memory."""
     world = World()
     held: list[Hold] = []
-    grow = world.registry.memory.grow
+    grow = world.registry.channels.memory.grow
 
     def note(feed: Holder, hold: Hold, size: int) -> bool:
         held.append(hold)
@@ -180,7 +180,7 @@ async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> N
         subscriber.release()
         return fits
 
-    world.registry.memory.grow = note  # type: ignore[method-assign]
+    world.registry.channels.memory.grow = note  # type: ignore[method-assign]
     subscriber = world.subscribe(has_cursor=False)
     await world.empty()
     assert [hold.released for hold in held] == [True]
@@ -201,7 +201,7 @@ async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
     assert found[0] is not None
     assert all(one is found[0] for one in found)
     assert await feed.fresh_snapshot(100) is found[0], "kept for a while"
-    assert world.registry.memory.bytes == feed.core.bytes + A.size
+    assert world.registry.channels.memory.bytes == feed.core.bytes + A.size
     assert await feed.fresh_snapshot(101) is None, "etcd has not reached this revision"
     del found
     subscriber.release()

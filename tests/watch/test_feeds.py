@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from app.core.errors import PinUnavailableError
-from app.core.events import KeyValue
+from app.core.errors import PinUnavailableError, TooLargeError
+from app.core.events import Batch, KeyValue
 from app.core.feed import State
-from app.core.feed_messages import Refused
+from app.core.feed_messages import Batches, Lost, Refused, RetryDue
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
 from app.watch import feeds as module
+from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import SVC, A, World, settled
 
-INSIDE = KeyRange("prefix", b"/svc/x/")
+INSIDE, OTHER = KeyRange("prefix", b"/svc/x/"), KeyRange("prefix", b"/other/")
 
 
 async def live(world: World) -> None:
@@ -69,7 +70,7 @@ async def test_a_pin_that_does_not_fit_is_unavailable_and_tried_again(monkeypatc
         _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
     ) -> tuple[Snapshot, int]:
         del newest
-        budget(world.registry.memory.budget.limit + 1)
+        budget(world.registry.channels.memory.budget.limit + 1)
         raise AssertionError("the budget has room for more than its limit")
 
     pin = world.registry.feeds.pins[SVC]
@@ -122,7 +123,7 @@ async def test_a_pin_reserves_its_bytes_twice_while_there_is_room() -> None:
     await live(world)
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
-    memory = world.registry.memory
+    memory = world.registry.channels.memory
     world.registry.feeds.check_all()
     assert world.registry.statistics().feeds[0].reserved == A.size
     assert memory.bytes == feed.core.bytes + A.size
@@ -152,7 +153,7 @@ async def test_a_pin_reserves_its_bytes_twice_while_there_is_room() -> None:
 async def test_a_pin_that_has_no_room_for_both_gives_up_its_old_state(caplog: pytest.LogCaptureFixture) -> None:
     """Its readers get `stale`, then `reset`. Without room, nothing is reserved."""
     world = World(pins=[SVC])
-    memory = world.registry.memory
+    memory = world.registry.channels.memory
     other = memory.hold()
     assert other.grow(memory.budget.limit - A.size, lambda _more: None)
     await live(world)
@@ -176,9 +177,8 @@ async def test_a_pin_that_has_no_room_for_both_gives_up_its_old_state(caplog: py
 
 async def test_no_pin_reserves_while_another_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the reserve of a pin that was read first could keep the next one out for ever."""
-    other = KeyRange("prefix", b"/other/")
-    world = World(pins=[SVC, other])
-    budget = world.registry.memory.budget
+    world = World(pins=[SVC, OTHER])
+    budget = world.registry.channels.memory.budget
     size = budget.limit // 2
     read = world.etcd.snapshot
 
@@ -216,7 +216,7 @@ async def test_a_pin_grows_into_its_reserve() -> None:
     assert feed is not None
     await eventually(settled(feed))  # history that is not proven yet would be dropped before the reserve
     world.registry.feeds.check_all()
-    memory = world.registry.memory
+    memory = world.registry.channels.memory
     needed = memory.hold()
     assert memory.grow(feed, needed, memory.budget.limit - feed.core.bytes)
     assert world.registry.statistics().feeds[0].reserved == 0
@@ -231,7 +231,7 @@ async def test_lingering_channels_inside_a_pin_give_way_to_the_pin() -> None:
     await live(world)
     feed = world.registry.feeds.get(SVC)
     assert feed is not None
-    memory = world.registry.memory
+    memory = world.registry.channels.memory
     world.subscribe(SVC).release()
     world.subscribe(INSIDE).release()
     await asyncio.sleep(0)
@@ -256,4 +256,64 @@ async def test_a_feed_is_started_after_its_first_subscriber_is_registered() -> N
     feeds.start(has_cursor=False)
     assert feed.state.value == "closed"
     await asyncio.sleep(0)
+    await world.empty()
+
+
+async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The range's subscribers are notified; after a pause the range is tried again."""
+    world = World()
+
+    async def too_large(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
+    ) -> tuple[Snapshot, int]:
+        del newest
+        budget(world.registry.channels.memory.budget.limit + 1)
+        raise AssertionError("the budget has room for more than its limit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.etcd, "snapshot", too_large)
+        subscriber = world.subscribe(has_cursor=False)
+        await world.told(subscriber)
+    assert subscriber.closing == "too-large"
+    assert list(world.registry.feeds) == []
+    subscriber.release()
+    await world.empty()
+    with pytest.raises(TooLargeError):
+        world.subscribe()
+    now = world.clock()
+    world.registry.feeds._clock = lambda: now + module.PAUSE + 1
+    world.subscribe().release()
+    await world.empty()
+
+
+async def test_a_feed_that_proves_a_restore_tells_every_feed() -> None:
+    """One feed finds another event at a revision that it knows. Another one has no event that it could compare."""
+    world = World()
+    finds, quiet = (world.subscribe(watched) for watched in (SVC, OTHER))
+    for member in (finds, quiet):
+        await world.told(member)
+    feed = followed(finds)
+    feed.handle(Lost("broken"))
+    feed.handle(RetryDue())
+    feed.handle(Batches((Batch(A.mod_revision, [KeyValue(b"/svc/z", b"", 90, A.mod_revision, 1)]),)))
+    assert [followed(member).history.joinable for member in (finds, quiet)] == [False, False]
+    for member in (finds, quiet):
+        await world.told(member)
+        assert (followed(member).history.reason, member.closing) == ("restored", None)
+        member.release()
+    await world.empty()
+
+
+async def test_a_restore_is_told_to_every_feed() -> None:
+    """After a restore each feed starts anew, and keeps its readers."""
+    world = World()
+    members = [world.subscribe(watched) for watched in (SVC, OTHER)]
+    for member in members:
+        await world.told(member)
+    world.registry.feeds.restored()
+    assert [followed(member).history.joinable for member in members] == [False, False]
+    for member in members:
+        await world.told(member)
+        assert (followed(member).history.reason, member.closing) == ("restored", None)
+        member.release()
     await world.empty()

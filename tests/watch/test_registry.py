@@ -1,30 +1,23 @@
-"""``app.watch.registry``: which subscribers are admitted, which feeds serve them, and when feeds end."""
+"""``app.watch.registry``: who may subscribe, within which limits and quotas, and how all subscribers end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
 
 import pytest
 
-from app.core.errors import DrainingError, OverCapacityError, TooLargeError, UnavailableError
-from app.core.events import Batch, KeyValue
+from app.core.errors import DrainingError, OverCapacityError
 from app.core.feed import State
-from app.core.feed_messages import Batches, Lost, RetryDue
 from app.core.keys import KeyRange
 from app.core.quotas import Caller, Quotas, QuotaSettings
 from app.core.selection import canonical
-from app.core.snapshot import Snapshot
-from app.ports import Condition
-from app.watch import feeds
 from app.watch import registry as module
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
 from tests.support.waiting import eventually
-from tests.watch.world import SVC, A, StubEtcd, World
+from tests.watch.world import SVC, World
 
 OTHER, PINNED = KeyRange("prefix", b"/other/"), KeyRange("prefix", b"/pinned/")
-THIRD = KeyRange("prefix", b"/third/")
 
 
 async def test_all_of_one_range_share_a_feed() -> None:
@@ -44,44 +37,6 @@ async def test_all_of_one_range_share_a_feed() -> None:
     assert followed(second).state is State.CLOSED
     assert list(registry.feeds) == [followed(other)]
     other.release()
-    await world.empty()
-
-
-async def test_a_feed_that_nobody_holds_lingers() -> None:
-    """A new subscriber finds a lingering feed unchanged; otherwise the feed ends when its linger time is over."""
-    world = World(linger=1000.0)
-    registry = world.registry
-    first = world.subscribe()
-    await world.told(first)
-    feed = followed(first)
-    first.release()
-    assert registry.statistics((SVC,)).feeds[0].lingering
-    second = world.subscribe()
-    assert followed(second) is feed
-    assert not registry.statistics((SVC,)).feeds[0].lingering
-    assert registry._linger_timers == {}
-    second.release()
-    registry._linger_timers[(SVC,)].cancel()
-    registry._expire((SVC,))
-    await world.empty()
-
-
-async def test_a_new_range_takes_the_place_of_one_that_lingers() -> None:
-    """A new range replaces the range that has lingered longest."""
-    world = World(linger=1000.0, max_feeds=2)
-    for watched in (SVC, OTHER):
-        world.subscribe(watched).release()
-    third = world.subscribe(THIRD)
-    assert [feed.range for feed in list(world.registry.feeds)] == [OTHER, THIRD]
-    held = world.subscribe(OTHER)
-    with pytest.raises(OverCapacityError, match="GATEWAY_MAX_FEEDS is 2") as refused:
-        world.subscribe(SVC)
-    assert refused.value.code == "too-many-feeds"
-    again = world.subscribe(THIRD)  # an existing range needs no place
-    for subscriber in (third, held, again):
-        subscriber.release()
-    for watched in (OTHER, THIRD):
-        world.registry._expire((watched,))
     await world.empty()
 
 
@@ -138,7 +93,7 @@ async def test_a_quota_is_held_from_the_join_to_the_release() -> None:
         join(caller, OTHER)
     assert world.registry.feeds.get(OTHER) is None
     feed = followed(second)
-    world.registry.failed(feed, "too-large")  # its subscribers leave by themselves
+    world.registry.feeds.failed(feed, "too-large")  # its subscribers leave by themselves
     for left in (second, third):
         left.release()
     assert len(quotas.identities) == 0
@@ -176,49 +131,6 @@ async def test_the_feeds_of_an_identity_are_counted_without_pins() -> None:
     await world.empty()
 
 
-async def test_an_etcd_out_of_reach_refuses_whom_no_feed_can_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subscriber whose range has a state is served from that state."""
-    world = World()
-    served = world.subscribe()
-    await world.told(served)
-    down = Condition("127.0.0.1:2379", "", "down", 0.0, "connection refused")
-    monkeypatch.setattr(StubEtcd, "condition", down)
-    second = world.subscribe()
-    with pytest.raises(UnavailableError):
-        world.subscribe(OTHER)
-    assert world.registry.feeds.get(OTHER) is None
-    served.release()
-    second.release()
-    await world.empty()
-
-
-async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The range's subscribers are notified; after a pause the range is tried again."""
-    world = World()
-
-    async def too_large(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
-    ) -> tuple[Snapshot, int]:
-        del newest
-        budget(world.registry.memory.budget.limit + 1)
-        raise AssertionError("the budget has room for more than its limit")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(world.etcd, "snapshot", too_large)
-        subscriber = world.subscribe(has_cursor=False)
-        await world.told(subscriber)
-    assert subscriber.closing == "too-large"
-    assert list(world.registry.feeds) == []
-    subscriber.release()
-    await world.empty()
-    with pytest.raises(TooLargeError):
-        world.subscribe()
-    now = world.clock()
-    world.registry.feeds._clock = lambda: now + feeds.PAUSE + 1
-    world.subscribe().release()
-    await world.empty()
-
-
 async def test_a_drain_sends_all_away_and_lets_nobody_in() -> None:
     """Lingering feeds end at once; the subscribers are asked to leave, spread over the window."""
     world = World(linger=1000.0, drain_window=0.1, drain_pace=1e6)
@@ -253,39 +165,6 @@ async def test_those_whose_turn_has_not_come_are_sent_away_too() -> None:
     assert len(world.registry) == 0
 
 
-async def test_a_feed_that_proves_a_restore_tells_every_feed() -> None:
-    """One feed finds another event at a revision that it knows. Another one has no event that it could compare."""
-    world = World()
-    finds, quiet = (world.subscribe(watched) for watched in (SVC, OTHER))
-    for member in (finds, quiet):
-        await world.told(member)
-    feed = followed(finds)
-    feed.handle(Lost("broken"))
-    feed.handle(RetryDue())
-    feed.handle(Batches((Batch(A.mod_revision, [KeyValue(b"/svc/z", b"", 90, A.mod_revision, 1)]),)))
-    assert [followed(member).history.joinable for member in (finds, quiet)] == [False, False]
-    for member in (finds, quiet):
-        await world.told(member)
-        assert (followed(member).history.reason, member.closing) == ("restored", None)
-        member.release()
-    await world.empty()
-
-
-async def test_a_restore_is_told_to_every_feed() -> None:
-    """After a restore each feed starts anew, and keeps its readers."""
-    world = World()
-    members = [world.subscribe(watched) for watched in (SVC, OTHER)]
-    for member in members:
-        await world.told(member)
-    world.registry.restored()
-    assert [followed(member).history.joinable for member in members] == [False, False]
-    for member in members:
-        await world.told(member)
-        assert (followed(member).history.reason, member.closing) == ("restored", None)
-        member.release()
-    await world.empty()
-
-
 async def test_readers_drop_what_their_feed_gives_up() -> None:
     """Otherwise a half-sent part of the old state would keep its memory."""
     world = World()
@@ -297,12 +176,12 @@ async def test_readers_drop_what_their_feed_gives_up() -> None:
             dropped.append("snapshot")
 
     with_reader.reader = Reader()  # type: ignore[assignment]
-    world.registry.view_reclaimed(followed(with_reader))
+    world.registry.feeds.view_reclaimed(followed(with_reader))
     assert dropped == ["snapshot"]
     with_reader.release()
     without.release()
     await world.empty()
-    world.registry.view_reclaimed(followed(with_reader))
+    world.registry.feeds.view_reclaimed(followed(with_reader))
     assert dropped == ["snapshot"], "only the first reclaim may reach the readers: a feed that has ended has none"
 
 
@@ -319,7 +198,7 @@ async def test_staleness_is_looked_at_again_and_again(monkeypatch: pytest.Monkey
     subscriber.release()
 
     async def joined() -> bool:
-        return not world.registry.feeds.ended
+        return not world.registry.feeds._ended
 
     await eventually(joined)
     running.cancel()

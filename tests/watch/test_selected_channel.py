@@ -19,7 +19,7 @@ from app.watch.selected_channel import OVERHEAD, RANGE_OVERHEAD
 from tests.support.collector import no_collector
 from tests.support.size import size
 from tests.support.waiting import HANG, eventually
-from tests.watch.test_channel import KEY, OTHER, channel_of, joinable
+from tests.watch.test_channels import KEY, OTHER, channel_of, joinable
 from tests.watch.test_notifier import Calling
 from tests.watch.world import SVC, StubEtcd, World, settled
 
@@ -143,7 +143,7 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
     wide = world.subscribe(SVC)
     await joinable(wide)
     await world.told(wide)
-    memory = world.registry.memory
+    memory = world.registry.channels.memory
     memory.budget.limit = memory.bytes + 10
     narrow = world.subscribe(KEY)
 
@@ -155,7 +155,7 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
     assert world.registry.channel((KEY,)) is None
     with pytest.raises(TooLargeError, match="key=/svc/a did not fit"):
         world.subscribe(KEY)
-    world.registry._too_large[hash((KEY,))] = 0.0
+    world.registry.channels._too_large[hash((KEY,))] = 0.0
     memory.budget.limit = 1 << 20
     again = world.subscribe(KEY)
     await joinable(again)
@@ -173,13 +173,13 @@ async def test_a_channel_that_does_not_fit_is_closed_and_its_feed_goes_on() -> N
 async def test_a_channel_counts_all_its_memory(ranges: int, length: int, channels: int) -> None:
     """Many channels inside one pin must not take memory that no budget counts, whatever ranges clients choose."""
     world = World(pins=[SVC], max_subscribers=1000, max_channels=1000)
-    world.registry.memory.budget.limit = 1 << 30
+    world.registry.channels.memory.budget.limit = 1 << 30
     first = world.subscribe(KEY)  # warms up what all channels share
     await joinable(first)
 
     def held() -> tuple[int, int]:
         gc.collect()
-        return tracemalloc.get_traced_memory()[0], world.registry.memory.bytes
+        return tracemalloc.get_traced_memory()[0], world.registry.channels.memory.bytes
 
     tracemalloc.start()
     try:

@@ -223,14 +223,15 @@ class World:
 
     async def empty(self) -> None:
         """Return once no subscriber and no feed is left."""
+        registry, channels = self.registry, self.registry.channels
 
         async def so() -> bool:
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("feed")]
-            return (len(self.registry), list(self.registry.feeds), self.registry.memory.bytes, tasks) == (0, [], 0, [])
+            return (len(registry), list(registry.feeds), channels.memory.bytes, tasks) == (0, [], 0, [])
 
         await eventually(so)
-        registry = self.registry
-        assert (len(registry._counts), registry._subscribers, registry._linger_timers) == (0, {}, {})
+        assert (len(channels), len(channels._counts), channels._linger_timers) == (0, 0, {})
+        assert (registry._subscribers, registry._admitted) == ({}, {})
         assert self.etcd.open == set()
 
 
