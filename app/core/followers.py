@@ -34,6 +34,9 @@ class Follower(Protocol):
     def restart(self) -> None:
         """The history has begun a new generation, or has dropped its view."""
 
+    def note_staleness(self) -> None:
+        """The history has become stale or live."""
+
 
 class Followers(AlwaysTrue):
     """The followers of one history."""
@@ -112,6 +115,11 @@ class Followers(AlwaysTrue):
         """See ``Follower``."""
         for follower in self:
             follower.restart()
+
+    def note_staleness(self) -> None:
+        """See ``Follower``."""
+        for follower in self:
+            follower.note_staleness()
 
     def _table(self, one: KeyRange) -> dict[bytes, dict[Follower, None]]:
         return self._by_prefix if one.kind == "prefix" else self._by_key

@@ -31,8 +31,8 @@ class History:
         # The view was dropped to free memory; the next one is not read yet.
         self.view_reclaimed = False
         self.cluster_id = 0
-        # etcd has not proven for a while that the history is current. The shell says so.
-        self.stale = False
+        # Since when (seconds since 1970) etcd has not proven that the history is current; None while it is live.
+        self.stale_since: float | None = None
         self.outage: Outage | None = None  # the last time in which the history was stale
         # Why the log's generation began: the reason that readers of an older generation receive.
         self.reason: ResetReason = "initial"
@@ -58,6 +58,11 @@ class History:
     def joinable(self) -> bool:
         """Whether a new reader may receive the view."""
         return self.view is not None and self.unproven is None
+
+    @property
+    def stale(self) -> bool:
+        """See ``ReadableHistory``."""
+        return self.stale_since is not None
 
     @property
     def ended_revision(self) -> int:
@@ -121,6 +126,11 @@ class History:
         self.log.clear()
 
     # --- for the feed ------------------------------------------------------------------------------------------------
+
+    def note_staleness(self, since: float | None, outage: Outage | None) -> None:
+        """Record that the history is stale *since* then or, with None, that *outage* has ended. The shell knows."""
+        self.stale_since, self.outage = since, outage
+        self.followers.note_staleness()
 
     def note_compacted(self, revision: int) -> None:
         """Record that etcd has compacted up to *revision*. A member that lags reports a lower revision."""

@@ -47,6 +47,9 @@ class Part:
         self.newest = self.history.log.tip
         self._owner.look()
 
+    def note_staleness(self) -> None:
+        """See ``Follower``. The gateway below hears of it by its streams."""
+
 
 class MergeBelow(AwaitingParts[Part]):
     """See the module.

@@ -83,6 +83,10 @@ class Part:
         """See ``Follower``."""
         self._owner.restart()
 
+    def note_staleness(self) -> None:
+        """See ``Follower``."""
+        self._owner.note_staleness()
+
     def project(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return what the part sees of the feed's *batches*."""
         found: list[Batch] = []
@@ -127,7 +131,9 @@ class SelectedHistory(AwaitingParts[Part]):
         self._lagged_at = 0
         # Readers have been able to see the present generation, and so its reason.
         self._seen = False
-        self._caught_up: Outage | None = None  # everything that arrived during this outage was released
+        # The ranges that are stale, and since when; after an outage, until everything is released that arrived in it.
+        self._stale: tuple[Ranges, float] | None = None
+        self._unreleased: Outage | None = None  # the last outage, until then
         self._now = 0.0
         self._may_keep: MayKeep = keep_all
 
@@ -137,6 +143,7 @@ class SelectedHistory(AwaitingParts[Part]):
         """Begin to follow the feeds, once."""
         self._now = now
         self._follow_feeds()
+        self.note_staleness()
         self.restart()
 
     def leave(self) -> None:
@@ -189,6 +196,29 @@ class SelectedHistory(AwaitingParts[Part]):
         self._update_awaited()
         self._on_change()
 
+    def note_staleness(self) -> None:
+        """Find out which ranges are stale: a feed has become stale or live."""
+        stale = [(part, since) for part in self.parts if (since := part.history.stale_since) is not None]
+        if stale:
+            ranges = sorted((one for part, _ in stale for one in part.ranges), key=lambda one: one.name)
+            self._stale = tuple(ranges), min(since for _, since in stale)
+        self._unreleased = self.outage
+        self._end_outage()
+        self._on_change()
+
+    def _end_outage(self) -> None:
+        """Be live if no feed is stale, and everything is released that arrived while one was."""
+        if self._unreleased is not None and not self._waits_since(self._unreleased.ended_at):
+            self._unreleased = None
+        if self._unreleased is None and not any(part.history.stale for part in self.parts):
+            self._stale = None
+
+    def _waits_since(self, time: float) -> bool:
+        """Whether a change waits that had arrived at *time*."""
+        waiting = [part for part in self.parts if part.waiting]
+        arrived_at = [part.history.log.lacks_since(part.waiting[0].revision - 1) for part in waiting]
+        return any(one is not None and one <= time for one in arrived_at)
+
     @property
     def _continues(self) -> bool:
         """Whether the selection has everything that its feeds have published since its start."""
@@ -214,6 +244,8 @@ class SelectedHistory(AwaitingParts[Part]):
             self._log.restart(self._start)
         if self._started:
             changed |= self._release(tip)
+        if self._stale is not None:
+            self._end_outage()
         if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
             self._lagged_at = max(part.history.log.tip for part in self.parts)
             for part in self.parts:
@@ -270,7 +302,9 @@ class SelectedHistory(AwaitingParts[Part]):
         """Publish what waits, up to *tip*. Return whether there was anything."""
         released = False
         while (revision := self._first_waiting) <= tip:
-            outage = self._unreleased_outage
+            if self._unreleased is not None:
+                self._end_outage()
+            outage = self._unreleased
             at = self._now if outage is None else min(self._now, outage.ended_at)
             events: list[Event] = []
             for part in self.parts:
@@ -328,8 +362,18 @@ class SelectedHistory(AwaitingParts[Part]):
 
     @property
     def stale(self) -> bool:
-        """Whether etcd has not proven for a while that the history of each range is current."""
-        return any(part.history.stale for part in self.parts)
+        """See ``ReadableHistory``: whether a range is stale."""
+        return self._stale is not None
+
+    @property
+    def stale_ranges(self) -> Ranges:
+        """The ranges that are stale. After an outage they stay so until everything is released that arrived in it."""
+        return self._stale[0] if self._stale is not None else ()
+
+    @property
+    def stale_since(self) -> float | None:
+        """Since when the first of the ranges is stale, in seconds since 1970; None while all are live."""
+        return self._stale[1] if self._stale is not None else None
 
     @property
     def cluster_id(self) -> int:
@@ -351,23 +395,6 @@ class SelectedHistory(AwaitingParts[Part]):
         """The last time in which a feed was stale."""
         found = [part.history.outage for part in self.parts if part.history.outage is not None]
         return max(found, key=lambda outage: outage.ended_at, default=None)
-
-    @property
-    def holds_back_outage(self) -> bool:
-        """Whether a change waits that had arrived when the last feed became live again."""
-        return self._unreleased_outage is not None
-
-    @property
-    def _unreleased_outage(self) -> Outage | None:
-        outage = self.outage if self._feed_log is None else None
-        if outage is None or outage is self._caught_up:
-            return None
-        waiting = [part for part in self.parts if part.waiting]
-        arrived_at = [part.history.log.lacks_since(part.waiting[0].revision - 1) for part in waiting]
-        if any(one is not None and one <= outage.ended_at for one in arrived_at):
-            return outage
-        self._caught_up = outage
-        return None
 
     def lacks_since(self, revision: int) -> float | None:
         """See ``ReadableHistory``."""

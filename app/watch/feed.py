@@ -474,10 +474,10 @@ class Feed:
     def _update_staleness(self) -> None:
         age = self._proof_age()
         if self.staleness.update(self._clock(), time.time(), has_view=not self.history.view_reclaimed):
-            self.history.stale, self.history.outage = self.stale_since is not None, self.staleness.outage
+            self.history.note_staleness(self.staleness.since, self.staleness.outage)
             state, level = ("live", logging.INFO) if self.stale_since is None else ("stale", logging.WARNING)
             logger.log(level, "feed %s", state, extra={"range": str(self.range), "seconds": round(age, 1)})
-            self._changed_for_all()
+            self._changed()
 
     def _proof_age(self) -> float:
         """Return the seconds since etcd last proved that the feed is current."""

@@ -84,8 +84,6 @@ class SelectedChannel:
         self._limits = limits
         # Since when the present member's progress cannot be trusted, as a monotonic and as a wall-clock time.
         self._distrusted: tuple[float, float] | None = None
-        # The ranges that were stale last, and since when, until everything is released that arrived meanwhile.
-        self._outage: tuple[Ranges, float] | None = None
 
     @property
     def older(self) -> OlderHistory:
@@ -126,8 +124,6 @@ class SelectedChannel:
     def check(self) -> None:
         """Drop what is too old, and look whether a merge can go on. ``Channels`` calls this once a second."""
         self._check_trust()
-        if self._outage is not None and not self.stale_ranges:
-            self.notifier.notify()
         self.history.trim(self._clock())
         self._fresh.forget_old()
         self._settle()
@@ -166,24 +162,15 @@ class SelectedChannel:
     @property
     def stale_ranges(self) -> Ranges:
         """See ``Channel``."""
-        if self._distrusted is not None:
-            return self.ranges
-        since = [feed.stale_since for feed, _ in self.sources if feed.stale_since is not None]
-        if since:
-            found = tuple(sorted((one for feed, part in self.sources if feed.stale_since is not None for one in part),
-                                 key=lambda one: one.name))  # fmt: skip
-            self._outage = (found, min(since))
-        elif self._outage is not None and not self.history.holds_back_outage:
-            self._outage = None
-        return self._outage[0] if self._outage is not None else ()
+        return self.history.stale_ranges if self._distrusted is None else self.ranges
 
     @property
     def stale_since(self) -> float | None:
         """See ``Channel``."""
-        found = [self._outage[1]] if self.stale_ranges and self._outage is not None else []
-        if self._distrusted is not None:
-            found.append(self._distrusted[1])
-        return min(found, default=None)
+        since = self.history.stale_since
+        if self._distrusted is None:
+            return since
+        return self._distrusted[1] if since is None else min(since, self._distrusted[1])
 
     @property
     def trouble(self) -> str:

@@ -34,6 +34,9 @@ class Part:
     def restart(self) -> None:
         """See ``Follower``."""
 
+    def note_staleness(self) -> None:
+        """See ``Follower``."""
+
 
 class Merge(AwaitingParts[Part]):
     """A merge that does what a test tells it."""

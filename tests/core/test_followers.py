@@ -41,6 +41,10 @@ class Recorder:
         """See ``Follower``."""
         self.calls.append("restart")
 
+    def note_staleness(self) -> None:
+        """See ``Follower``."""
+        self.calls.append("note_staleness")
+
 
 @given(
     given_ranges=st.lists(selections, max_size=5),
@@ -83,8 +87,9 @@ def test_only_those_that_await_the_tip_are_told() -> None:
     followers.advance(1.0)
     followers.forget()
     followers.restart()
-    assert one.calls[2:] == other.calls == ["forget", "restart"]
+    followers.note_staleness()
+    assert one.calls[2:] == other.calls == ["forget", "restart", "note_staleness"]
     followers.discard(one)
     followers.await_tip(one, wanted=True)
     followers.advance(1.0)
-    assert one.calls[2:] == ["forget", "restart"], "whoever has left is told nothing"
+    assert one.calls[2:] == ["forget", "restart", "note_staleness"], "whoever has left is told nothing"

@@ -743,7 +743,7 @@ def test_staleness_is_told_anew_after_synced(since: str | None) -> None:
 def test_a_stream_that_begins_stale_says_so_at_once() -> None:
     """The status follows "synced", but may come in another chunk: a gateway below must not be live in between."""
     core = live()
-    core.history.stale = True
+    core.history.note_staleness(5.0, None)
     for for_gateway, state in ((True, {"state": "stale"}), (False, {})):
         (synced,) = [
             one for one in parse(reader(core, for_gateway=for_gateway).read(PLENTY)) if one["type"] == "synced"

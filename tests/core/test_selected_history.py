@@ -426,10 +426,25 @@ def test_a_new_generation_of_a_feed_is_one_of_the_selection(reasons: list[ResetR
 
 def test_a_selection_is_as_stale_as_its_feeds() -> None:
     """One feed that is stale is enough."""
-    selected, (_, other) = selection(Store(), A, B)
+    selected, (one, other) = selection(Store(), A, B)
     assert not selected.stale
-    other.history.stale = True
-    assert selected.stale
+    other.history.note_staleness(5.0, None)
+    assert (selected.stale, selected.stale_ranges, selected.stale_since) == (True, (B,), 5.0)
+    one.history.note_staleness(4.0, None)
+    assert (selected.stale_ranges, selected.stale_since) == ((A, B), 4.0)
+    for feed in (other, one):
+        feed.history.note_staleness(None, Outage(4.0, 6.0))
+    assert (selected.stale, selected.stale_ranges, selected.stale_since) == (False, (), None)
+
+
+def test_a_selection_that_begins_in_an_outage_is_stale() -> None:
+    """It has not been told: it looks when it begins to follow."""
+    feed = Feed(Store(), A)
+    feed.start(None)
+    feed.history.note_staleness(5.0, None)
+    selected = SelectedHistory([(feed.history, NoOlder(), (A,))], Bounds(), lambda: None)
+    selected.follow(0.0)
+    assert selected.stale_ranges == (A,)
 
 
 def test_a_log_that_forgets_what_waits() -> None:
@@ -733,22 +748,30 @@ def test_a_merge_holds_back_what_came_in_an_outage() -> None:
     feeds = [Feed(store, A), Feed(store, B)]
     for feed in feeds:
         feed.start(None)
-    selected = SelectedHistory([(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(), lambda: None)
+    told: list[bool] = []  # whether the selection was stale
+    selected = SelectedHistory(
+        [(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(), lambda: told.append(selected.stale)
+    )
     selected.follow(0.0)
     one, other = feeds
+    for feed, proven_at in ((one, 4.0), (other, 5.0)):
+        feed.history.note_staleness(proven_at, None)
     for time, writes in ((30.0, 2), (31.0, 1)):
         for _ in range(writes):
             store.write([b"/a/1"], deletes=False)
         one.deliver(writes, time, progress=False)
         if time == 30.0:
-            assert not selected.holds_back_outage, "no feed has been stale"
-            one.history.outage, other.history.outage = Outage(4.0, 20.0), Outage(5.0, 30.5)
+            one.history.note_staleness(None, Outage(4.0, 20.0))
+            assert selected.stale_ranges == (B,)
+            other.history.note_staleness(None, Outage(5.0, 30.0))
 
-    assert (selected.log.tip, selected.holds_back_outage) == (1, True)
+    assert (selected.log.tip, selected.stale_ranges, selected.stale_since) == (1, (B,), 5.0)
     other.deliver(1, 32.0, progress=True)
-    assert (selected.log.tip, selected.holds_back_outage) == (2, True)
+    assert (selected.log.tip, selected.stale_ranges) == (2, (B,))
+    del told[:]
     assert selected.lacks_since(1) == 5.0, "it is as old as the outage, whenever it was released"
     other.deliver(2, 33.0, progress=True)
-    assert (selected.log.tip, selected.holds_back_outage) == (4, False)
+    assert (selected.log.tip, selected.stale_ranges) == (4, ())
+    assert told == [False], "the readers are woken, and see that it is live"
     assert selected.lacks_since(3) == 33.0
     assert selected.lacks_since(4) is None

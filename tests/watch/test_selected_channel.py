@@ -15,13 +15,14 @@ from app.core.feed_messages import Progress
 from app.core.keys import KeyRange
 from app.core.log import Bounds, Log
 from app.core.selection import canonical
+from app.watch.feed import Feed
 from app.watch.selected_channel import OVERHEAD, RANGE_OVERHEAD
 from tests.support.collector import no_collector
 from tests.support.size import size
 from tests.support.waiting import HANG, eventually
 from tests.watch.test_channels import KEY, OTHER, channel_of, joinable
 from tests.watch.test_notifier import Calling
-from tests.watch.world import SVC, StubEtcd, World, settled
+from tests.watch.world import SVC, StubEtcd, StubWatch, World, settled
 
 
 async def test_a_merge_needs_progress_that_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,42 @@ async def test_a_merge_needs_progress_that_can_be_trusted(monkeypatch: pytest.Mo
     await world.empty()
 
 
-async def test_the_state_of_the_feeds_is_the_state_of_the_channel() -> None:
+def pass_time(monkeypatch: pytest.MonkeyPatch, feed: Feed, seconds: float, *, proven: bool) -> None:
+    """Let *seconds* pass for one feed. *proven*: at the end etcd proves that the feed is current."""
+    now = feed._clock() + seconds
+    monkeypatch.setattr(feed, "_clock", lambda: now)
+    monkeypatch.setattr(StubWatch, "proven_at", lambda _watch, _reached: now if proven else None)
+    feed.check_staleness()
+
+
+async def test_a_merge_is_not_live_before_it_has_sent_what_came_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not anybody asks for its state during the outage: a read that comes later must not be called live."""
+    world = World()
+    merged = world.subscribe(SVC, OTHER)
+    await joinable(merged)
+    channel = channel_of(merged)
+    feeds = sorted(world.registry.feeds, key=lambda feed: feed.range != SVC)
+    woken = asyncio.Event()
+    channel.notifier.add(listener := Calling(woken.set))
+    pass_time(monkeypatch, feeds[1], 40.0, proven=False)
+    async with asyncio.timeout(HANG):
+        await woken.wait()
+    feeds[0].history.publish(Batch(101, [KeyValue(b"/svc/b", b"", 101, 101, 1)]), 0.0)
+    pass_time(monkeypatch, feeds[1], 5.0, proven=True)
+    assert feeds[1].stale_since is None
+    assert list(channel.stale_ranges) == [OTHER], "/svc/b is as old as the outage, and waits"
+    await asyncio.sleep(0)
+    woken.clear()
+    feeds[1].history.advance(101, 0.0)
+    assert (channel.stale_ranges, channel.stale_since) == ((), None)
+    async with asyncio.timeout(HANG):
+        await woken.wait()
+    channel.notifier.discard(listener)
+    merged.release()
+    await world.empty()
+
+
+async def test_the_state_of_the_feeds_is_the_state_of_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stale as soon as one feed is; the ranges say which."""
     world = World()
     merged = world.subscribe(SVC, OTHER)
@@ -68,8 +104,14 @@ async def test_the_state_of_the_feeds_is_the_state_of_the_channel() -> None:
     assert (channel.stale_ranges, channel.trouble) == ((), "")
     feed = world.registry.feeds.get(OTHER)
     assert feed is not None
-    feed.staleness.since, feed.trouble = 12.0, "no answer"
-    assert (channel.stale_ranges, channel.stale_since, channel.trouble) == ((OTHER,), 12.0, "no answer")
+    woken = asyncio.Event()
+    feed.notifier.add(listener := Calling(woken.set))
+    feed.trouble = "no answer"
+    pass_time(monkeypatch, feed, 40.0, proven=False)
+    async with asyncio.timeout(HANG):
+        await woken.wait()
+    feed.notifier.discard(listener)
+    assert (channel.stale_ranges, channel.stale_since, channel.trouble) == ((OTHER,), feed.stale_since, "no answer")
     merged.release()
     await world.empty()
 
