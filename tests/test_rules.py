@@ -28,7 +28,7 @@ UNHEARD = {
     "etcd/stream.py": "their end ends the stream, and the stream notifies its watches",
     "shared_reads.py": "the callers that wait for it get its exception",
     "tier/dial.py": "awaited in the function that creates them; what comes too late is closed",
-    "watch/state_reader.py": "the refresh: the callers that wait for it get its exception",
+    "watch/fresh_snapshots.py": "the read: the callers that wait for it get its exception",
 }
 
 

@@ -45,12 +45,12 @@ from ..core.staleness import Staleness
 from ..ports import Clock, Draw, Etcd, Watch
 from .backfill import RunningBackfill
 from .cancel import cancel_watch
-from .channel import Channel
+from .fresh_snapshots import FreshSnapshots
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
 from .snapshot_scheduler import SnapshotScheduler
-from .state_reader import FreshSnapshots, StateReader
+from .state_reader import StateReader
 from .statistics import FeedStatistics
 from .task_scope import TaskScope
 
@@ -103,8 +103,8 @@ class Feed:
         self.older = self.core.backfill
         # All readers; those who ask for progress until the tip moves; those who follow the tip as it moves.
         self.notifier, self.tip_notifier, self.tip_followers = Notifier(), Notifier(), Notifier()
-        # The channels that are made from this feed: projections and merges.
-        self.channels: dict[Channel, None] = {}
+        # Of the channels that are made from this feed: projections and merges.
+        self.channel_notifiers: dict[Notifier, None] = {}
         self.started = time.time()
         # Why the feed is not live, for /v1/feeds and for subscribers that wait.
         self.trouble = ""
@@ -200,8 +200,8 @@ class Feed:
     def _changed_for_all(self) -> None:
         """Wake the readers of this feed, and of all channels that are made from this feed."""
         self._changed()
-        for channel in self.channels:
-            channel.notifier.notify()
+        for notifier in self.channel_notifiers:
+            notifier.notify()
 
     def _changed(self) -> None:
         self._account()

@@ -16,12 +16,13 @@ from ..core.selection import Ranges
 from ..core.snapshot import Snapshot
 from ..ports import Clock, Etcd
 from .feed import Feed
+from .fresh_snapshots import FreshSnapshots
 from .haste import Haste
 from .limits import Limits
 from .memory import FeedMemory
 from .notifier import Listener, Notifier
 from .snapshot_scheduler import SnapshotScheduler
-from .state_reader import FreshSnapshots, StateReader
+from .state_reader import StateReader
 
 logger = logging.getLogger("gateway.feed")
 
@@ -106,7 +107,7 @@ class SelectedChannel:
             return
         self._started = True
         for feed, _ in self.sources:
-            feed.channels[self] = None
+            feed.channel_notifiers[self.notifier] = None
         self.history.follow(self._clock())
 
     def stop(self) -> None:
@@ -115,7 +116,7 @@ class SelectedChannel:
             return
         self._stopped = True
         for feed, _ in self.sources:
-            feed.channels.pop(self, None)
+            feed.channel_notifiers.pop(self.notifier, None)
         self.history.leave()
         self._fresh.stop()
         self._hold.release()

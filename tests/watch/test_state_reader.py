@@ -1,52 +1,38 @@
-"""``app.watch.state_reader``: the state of some ranges, and fresh snapshots that waiting readers share."""
+"""``app.watch.state_reader``: the state of some ranges, counted while it is read."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
-from app.core.keys import KeyRange
-from app.core.snapshot import Snapshot
+from app.core.errors import NoRoomError
+from app.watch.memory import Holder
+from app.watch.snapshot_scheduler import SnapshotScheduler
+from app.watch.state_reader import StateReader
 from tests.support.feeds import followed
-from tests.watch.world import World
+from tests.watch.world import SVC, A, World
 
 
-async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
-    """No owner would release the snapshot's memory."""
-    world = World()
+async def test_a_state_counts_until_its_hold_is_released() -> None:
+    """What does not fit, and what nobody wants any more, leaves nothing."""
+    world = World(linger=1000.0)
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
-    feed = followed(subscriber)
+    memory = world.registry.channels.memory
+    reader = StateReader((SVC,), world.etcd, memory, SnapshotScheduler(), cast("Holder", followed(subscriber)))
+    before = memory.bytes
+    snapshot, cluster_id, hold = await reader.read()
+    assert (snapshot.items, cluster_id, memory.bytes) == ([A], 1, before + A.size)
+    hold.release()
+    full = memory.hold()
+    assert full.grow(memory.budget.limit - memory.bytes)
+    with pytest.raises(NoRoomError, match="of prefix=/svc/ do not fit"):
+        await reader.read()
+    full.release()
+    reader.stop()
+    with pytest.raises(NoRoomError):
+        await reader.read()
     subscriber.release()
-    before = world.etcd.snapshots
-    assert await feed.fresh_snapshot(100) is None
-    assert world.etcd.snapshots == before
-    await world.empty()
-
-
-async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -> None:
-    """The read is cancelled, but not the reader that waits for it. A reader that is cancelled stays cancelled."""
-    world = World()
-    subscriber = world.subscribe(has_cursor=False)
-    await world.told(subscriber)
-    began = asyncio.Event()
-
-    async def never(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
-    ) -> tuple[Snapshot, int]:
-        del budget, newest
-        began.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    world.etcd.snapshot = never  # type: ignore[method-assign]
-    waiting, leaving = (asyncio.create_task(followed(subscriber).fresh_snapshot(100)) for _ in range(2))
-    await began.wait()
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    subscriber.release()
-    assert await waiting is None
+    await world.registry.aclose()
     await world.empty()

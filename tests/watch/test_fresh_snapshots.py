@@ -1,0 +1,52 @@
+"""``app.watch.fresh_snapshots``: snapshots that readers ahead of a channel share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from app.core.keys import KeyRange
+from app.core.snapshot import Snapshot
+from tests.support.feeds import followed
+from tests.watch.world import World
+
+
+async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
+    """No owner would release the snapshot's memory."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed = followed(subscriber)
+    subscriber.release()
+    before = world.etcd.snapshots
+    assert await feed.fresh_snapshot(100) is None
+    assert world.etcd.snapshots == before
+    await world.empty()
+
+
+async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -> None:
+    """The read is cancelled, but not the reader that waits for it. A reader that is cancelled stays cancelled."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    began = asyncio.Event()
+
+    async def never(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        del budget, newest
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.etcd.snapshot = never  # type: ignore[method-assign]
+    waiting, leaving = (asyncio.create_task(followed(subscriber).fresh_snapshot(100)) for _ in range(2))
+    await began.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    subscriber.release()
+    assert await waiting is None
+    await world.empty()
