@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..core.awaiting_parts import AwaitingParts, P
+from ..core.selection import Ranges
 from .feed import Feed
 
 
@@ -14,6 +16,11 @@ class Haste:
 
     def __init__(self) -> None:
         self._feeds: set[Feed] = set()
+
+    def follow(self, merge: AwaitingParts[P], sources: Iterable[tuple[Feed, Ranges]]) -> None:
+        """Hasten the feeds that *merge* waits for now. *sources*: its feeds, in the order of its parts."""
+        parts = zip(sources, merge.parts, strict=True)
+        self.want(feed for (feed, _), part in parts if part in merge.awaited)
 
     def want(self, feeds: Iterable[Feed]) -> None:
         """Hasten these feeds from now on, and no others."""

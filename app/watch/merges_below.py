@@ -44,8 +44,7 @@ class HastenedMerge:
         self._core.leave()
 
     def _hasten(self) -> None:
-        parts = zip(self.sources, self._core.parts, strict=True)
-        self._haste.want(feed for (feed, _), part in parts if part in self._core.awaited)
+        self._haste.follow(self._core, self.sources)
 
 
 class MergesBelow:

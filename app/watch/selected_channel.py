@@ -153,11 +153,8 @@ class SelectedChannel:
 
     def _hasten(self) -> None:
         """Let the feeds that others wait for have progress soon, and no other."""
-        awaited = self.history.awaited
-        self._haste.want(
-            feed for (feed, _), part in zip(self.sources, self.history.parts, strict=True) if part in awaited
-        )
-        if awaited:
+        self._haste.follow(self.history, self.sources)
+        if self.history.awaited:
             self._etcd.tell_merged(self.watched)
 
     @property
