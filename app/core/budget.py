@@ -237,16 +237,18 @@ class Budget:
         if self._settling:
             return  # the released bytes are for the caller that makes room; ``_serve`` runs again afterwards
         for use, waiting in self._waiting.items():
-            while waiting:
-                first = waiting[0]
-                if not self._fits(use, first.asked, None):
-                    if not self._may_stay_outside(use):
-                        break
-                    first.outside = True
-                    self._outside[use] = first
-                waiting.popleft()
+            while waiting and (self._fits(use, waiting[0].asked, None) or self._let_outside(waiting[0])):
+                first = waiting.popleft()
                 self._grant(first)
                 first.tell_granted()
+
+    def _let_outside(self, hold: Hold) -> bool:
+        """Let a waiting hold be outside the limit. Return False if it must wait."""
+        if not self._may_stay_outside(hold.use):
+            return False
+        hold.outside = True
+        self._outside[hold.use] = hold
+        return True
 
     def _may_stay_outside(self, use: Use) -> bool:
         if use is Use.ANSWER:

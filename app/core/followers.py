@@ -64,8 +64,7 @@ class Followers(AlwaysTrue):
             table = self._table(one)
             if one.name not in table:
                 table[one.name] = {}
-                if one.kind == "prefix":
-                    self._lengths[len(one.name)] = self._lengths.get(len(one.name), 0) + 1
+                self._count_length(one, 1)
             table[one.name][follower] = None
 
     def discard(self, follower: Follower) -> None:
@@ -79,10 +78,7 @@ class Followers(AlwaysTrue):
             del table[one.name][follower]
             if not table[one.name]:
                 del table[one.name]
-                if one.kind == "prefix":
-                    self._lengths[len(one.name)] -= 1
-                    if not self._lengths[len(one.name)]:
-                        del self._lengths[len(one.name)]
+                self._count_length(one, -1)
 
     def publish(self, batch: Batch, now: float) -> None:
         """Pass *batch* on: to each follower the events in its ranges, and nothing if there is none."""
@@ -123,6 +119,12 @@ class Followers(AlwaysTrue):
 
     def _table(self, one: KeyRange) -> dict[bytes, dict[Follower, None]]:
         return self._by_prefix if one.kind == "prefix" else self._by_key
+
+    def _count_length(self, one: KeyRange, change: int) -> None:
+        if one.kind == "prefix":
+            count = self._lengths.pop(len(one.name), 0) + change
+            if count:
+                self._lengths[len(one.name)] = count
 
     def _of(self, key: bytes) -> Iterator[Follower]:
         for length in self._lengths:

@@ -85,11 +85,7 @@ class View(AlwaysTrue):
             part = self._parts[number]
             old = part.get(event.key)
             if old is not None:
-                self.bytes -= old.size
-                for bodies in self._bodies.values():
-                    body = bodies.pop(event.key, None)
-                    if body is not None:
-                        self._count(-kept_size(body))
+                self._forget(old)
             if isinstance(event, KeyValue):
                 part[event.key] = event
                 self.bytes += event.size
@@ -103,6 +99,14 @@ class View(AlwaysTrue):
                 self._replace(number, blocks_of(part.values(), MAX_BYTES))
         self.revision = batch.revision
         self._snapshot = None
+
+    def _forget(self, old: KeyValue) -> None:
+        """Stop counting an item that is not the latest of its key any more, and drop what is encoded of it."""
+        self.bytes -= old.size
+        for bodies in self._bodies.values():
+            body = bodies.pop(old.key, None)
+            if body is not None:
+                self._count(-kept_size(body))
 
     def snapshot(self, revision: int) -> Snapshot:
         """Return the state as an immutable value that is exact up to *revision* (the log's tip, never below the view).
