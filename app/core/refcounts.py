@@ -1,6 +1,6 @@
-"""Which ranges have holders: reference counts, and the linger of ranges without holders.
+"""Which selections have holders: reference counts, and the linger of selections without holders.
 
-Must live here: when a feed starts, lingers, is revived, and ends. Must not: feeds, tasks, timers.
+Must live here: when a channel opens, lingers, is revived, and ends. Must not: channels, tasks, timers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ K = TypeVar("K", bound=Hashable)
 class Acquired(Enum):
     """The result of ``acquire``."""
 
-    STARTED = "started"  # start a feed
+    STARTED = "started"  # open a channel
     JOINED = "joined"  # the key has other holders
     REVIVED = "revived"  # the key lingered: stop its timer
 
@@ -30,7 +30,7 @@ class RefCounts(AlwaysTrue, Generic[K]):
         self._lingering: dict[K, None] = {}
 
     def __len__(self) -> int:
-        """The number of keys that have a feed."""
+        """The number of keys that have a channel."""
         return len(self._held) + len(self._lingering)
 
     def __contains__(self, key: K) -> bool:
@@ -61,14 +61,14 @@ class RefCounts(AlwaysTrue, Generic[K]):
         return True
 
     def expire(self, key: K) -> bool:
-        """End the linger of *key*. Return True if its feed must stop, False if the key was revived meanwhile."""
+        """End the linger of *key*. Return True if its channel must end, False if the key was revived meanwhile."""
         if key not in self._lingering:
             return False
         del self._lingering[key]
         return True
 
     def drop(self, key: K) -> int:
-        """Remove *key*, whose feed is gone. Return how many holders it had."""
+        """Remove *key*, whose channel is gone. Return how many holders it had."""
         self._lingering.pop(key, None)
         return self._held.pop(key, 0)
 

@@ -63,7 +63,7 @@ class FeedMemory:
         return self.budget.of(Use.FEED)
 
     def hold(self) -> Hold:
-        """Return an empty hold for a feed."""
+        """Return an empty hold for a feed or a channel."""
         return self.budget.hold(Use.FEED)
 
     def reserve(self, hold: Hold, size: int) -> None:
@@ -77,16 +77,16 @@ class FeedMemory:
         """Return whether everything that is held fits, without freeing anything."""
         return self.budget.lacks() <= 0
 
-    def settle(self, feed: Holder) -> bool:
-        """Make room for what *feed* holds now, if possible. Return whether everything fits."""
-        return self.budget.settle(lambda more: self._make_room_for(feed, more))
+    def settle(self, holder: Holder) -> bool:
+        """Make room for what *holder* holds now, if possible. Return whether everything fits."""
+        return self.budget.settle(lambda more: self._make_room_for(holder, more))
 
-    def grow(self, feed: Holder, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* needs, making room if possible. Return whether they are reserved."""
-        return hold.grow(size, lambda more: self._make_room_for(feed, more))
+    def grow(self, holder: Holder, hold: Hold, size: int) -> bool:
+        """Reserve *size* more bytes that *holder* needs, making room if possible. Return whether they are reserved."""
+        return hold.grow(size, lambda more: self._make_room_for(holder, more))
 
-    def grow_encoded(self, feed: Holder, hold: Hold, size: int) -> bool:
-        """Reserve *size* more bytes that *feed* can do without. Return whether they are reserved.
+    def grow_encoded(self, holder: Holder, hold: Hold, size: int) -> bool:
+        """Reserve *size* more bytes that *holder* can do without. Return whether they are reserved.
 
         If the budget is full, logs give way to encoded data up to an eighth of the budget.
         """
@@ -94,20 +94,20 @@ class FeedMemory:
             return True
         if size + sum(other.encoded_bytes for other in self._holders()) > self.budget.limit // ENCODED_SHARE:
             return False
-        return hold.grow(size, lambda more: self._reclaim_logs(more, but=feed))
+        return hold.grow(size, lambda more: self._reclaim_logs(more, but=holder))
 
-    def _make_room_for(self, feed: Holder, size: int) -> None:
-        """Free *size* bytes for *feed*, from what can be spared most to what can be spared least.
+    def _make_room_for(self, holder: Holder, size: int) -> None:
+        """Free *size* bytes for *holder*, from what can be spared most to what can be spared least.
 
-        Lingering channels end first; then unproven history, encoded data, the view that *feed* will replace (or the
+        Lingering channels end first; then unproven history, encoded data, the view that *holder* will replace (or the
         room that it reserves for the next view), logs, and REST answers are dropped.
         """
-        while self.budget.lacks(size) > 0 and self._expire_oldest(feed):
+        while self.budget.lacks(size) > 0 and self._expire_oldest(holder):
             pass
         self._reclaim_unproven(size)
         self._reclaim_encoded(size)
         if self.budget.lacks(size) > 0:
-            feed.reclaim_view()
+            holder.reclaim_view()
         self._reclaim_logs(size)
         for answer in self.budget.holds(Use.ANSWER):
             if self.budget.lacks(size) > 0 and not answer.outside:
@@ -120,22 +120,22 @@ class FeedMemory:
         self._reclaim_logs(size)
 
     def _reclaim_unproven(self, size: int) -> None:
-        for feed in sorted(self._holders(), key=lambda held: -held.unproven_bytes):
-            if self.budget.lacks(size) <= 0 or feed.reclaim_unproven() == 0:
+        for holder in sorted(self._holders(), key=lambda held: -held.unproven_bytes):
+            if self.budget.lacks(size) <= 0 or holder.reclaim_unproven() == 0:
                 break
 
     def _reclaim_encoded(self, size: int) -> None:
-        for feed in sorted(self._holders(), key=lambda held: -held.encoded_bytes):
-            if self.budget.lacks(size) <= 0 or feed.reclaim_encoded() == 0:
+        for holder in sorted(self._holders(), key=lambda held: -held.encoded_bytes):
+            if self.budget.lacks(size) <= 0 or holder.reclaim_encoded() == 0:
                 break
 
     def _reclaim_logs(self, size: int, *, but: Holder | None = None) -> None:
-        for feed in sorted(self._holders(), key=lambda held: -held.log_bytes):
+        for holder in sorted(self._holders(), key=lambda held: -held.log_bytes):
             lacks = self.budget.lacks(size)
             if lacks <= 0:
                 break
-            if feed is not but:
-                feed.reclaim_log(lacks)
+            if holder is not but:
+                holder.reclaim_log(lacks)
 
 
 def _make_no_room(_size: int) -> None:

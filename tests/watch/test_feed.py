@@ -174,9 +174,9 @@ async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> N
     held: list[Hold] = []
     grow = world.registry.channels.memory.grow
 
-    def note(feed: Holder, hold: Hold, size: int) -> bool:
+    def note(holder: Holder, hold: Hold, size: int) -> bool:
         held.append(hold)
-        fits = grow(feed, hold, size)
+        fits = grow(holder, hold, size)
         subscriber.release()
         return fits
 
