@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -30,6 +30,17 @@ async def live(world: World) -> None:
         return feed is not None and world.registry.feeds.pins[SVC].settled and await settled(feed)()
 
     await eventually(so)
+
+
+def too_large(world: World) -> Callable[..., Awaitable[tuple[Snapshot, int]]]:
+    """What replaces the read of a snapshot, for a state that can never fit."""
+
+    async def read(_ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool) -> tuple[Snapshot, int]:
+        del newest
+        budget(world.registry.channels.memory.budget.limit + 1)
+        raise AssertionError("the budget has room for more than its limit")
+
+    return read
 
 
 async def test_a_pin_lives_without_subscribers_and_serves_all_inside() -> None:
@@ -65,17 +76,9 @@ async def test_a_wider_range_has_its_own_watch() -> None:
 async def test_a_pin_that_does_not_fit_is_unavailable_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its ranges get no watches of their own; readiness does not wait for it."""
     world = World(pins=[SVC])
-
-    async def too_large(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
-    ) -> tuple[Snapshot, int]:
-        del newest
-        budget(world.registry.channels.memory.budget.limit + 1)
-        raise AssertionError("the budget has room for more than its limit")
-
     pin = world.registry.feeds.pins[SVC]
     with monkeypatch.context() as patch:
-        patch.setattr(world.etcd, "snapshot", too_large)
+        patch.setattr(world.etcd, "snapshot", too_large(world))
         world.registry.feeds.check_all()
 
         async def failed() -> bool:
@@ -262,16 +265,8 @@ async def test_a_feed_is_started_after_its_first_subscriber_is_registered() -> N
 async def test_a_range_that_is_too_large_is_not_read_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The range's subscribers are notified; after a pause the range is tried again."""
     world = World()
-
-    async def too_large(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool
-    ) -> tuple[Snapshot, int]:
-        del newest
-        budget(world.registry.channels.memory.budget.limit + 1)
-        raise AssertionError("the budget has room for more than its limit")
-
     with monkeypatch.context() as patch:
-        patch.setattr(world.etcd, "snapshot", too_large)
+        patch.setattr(world.etcd, "snapshot", too_large(world))
         subscriber = world.subscribe(has_cursor=False)
         await world.told(subscriber)
     assert subscriber.closing == "too-large"
