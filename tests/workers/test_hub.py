@@ -163,9 +163,14 @@ async def test_a_stopped_worker_does_not_keep_the_hub(etcd: EmbeddedEtcd) -> Non
     """The third signal does not wait, as in a single process: what hears nothing is killed."""
     running = await team(etcd)
     os.kill(pids(running)[0], signal.SIGSTOP)
-    for _ in range(3):
+
+    async def heard(number: int) -> bool:
+        return len([line for line in running.lines if line["message"].startswith("stopping")]) == number
+
+    running.process.send_signal(signal.SIGTERM)
+    for number in (1, 2):
+        await eventually(lambda: heard(number))  # noqa: B023  # waited for here. Signals that come together are one
         running.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.1)  # signals that come together are one
     await running.process.wait()
     assert "does not answer" not in str(running.lines)
     assert await running.stop() == 0
