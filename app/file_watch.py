@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
+from .event_loop import BESIDE
 from .files import first_bytes
 from .settings import SettingsError, named
 
@@ -138,7 +139,7 @@ class WatchedFiles(Generic[T]):
                 if self._refused is not None and self._refused[0] == data:
                     return self._unusable(self._refused[1])
             # In another thread: 25,000 tokens take 0.4 s, and all streams would wait.
-            value = await asyncio.to_thread(self._made, data)
+            value = await BESIDE.call(self._made, data)
         except FileError as error:
             return self._unusable(error)
         # While this content was parsed, another look may have seen a newer content, or used this one.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 
 import pytest
 
-from app.event_loop import run
+from app.event_loop import BESIDE, SHORT, USUAL, run
 
 
 async def module_of_the_loop() -> str:
@@ -24,3 +25,26 @@ def test_without_uvloop_it_is_asyncios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some platforms and new interpreters have no wheel of uvloop."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert run(module_of_the_loop).startswith("asyncio")
+
+
+async def test_a_thread_gives_the_lock_back_soon() -> None:
+    """As long as any thread computes; also after one has failed, or nobody waits for it any more."""
+    go_on = threading.Event()
+
+    def compute() -> float:
+        go_on.wait()
+        return sys.getswitchinterval()
+
+    async def fails() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await BESIDE.call(divmod, 1, 0)
+
+    assert sys.getswitchinterval() == pytest.approx(USUAL)
+    first, second = (asyncio.create_task(BESIDE.call(compute)) for _ in range(2))
+    await fails()
+    second.cancel()
+    await asyncio.wait([second])
+    assert sys.getswitchinterval() == pytest.approx(SHORT)
+    go_on.set()
+    assert await first == pytest.approx(SHORT)
+    assert sys.getswitchinterval() == pytest.approx(USUAL)

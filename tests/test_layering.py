@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "etcd": {"core", "files", "memory", "ports", "shared_reads"},
     "tier": {"core", "ports", "shared_reads"},
     "watch": {"core", "ports"},
-    "file_watch": {"files", "settings"},
+    "file_watch": {"event_loop", "files", "settings"},
     "access": {"core", "file_watch", "files", "logs", "ports", "settings", "urls"},
     "tls": {"core", "file_watch", "files", "ports", "settings"},
     "check": {"access", "core", "settings", "stdio"},
