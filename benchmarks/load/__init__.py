@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import resource
 import subprocess
@@ -34,9 +35,11 @@ class Arrivals:
 
 def build() -> Path:
     """Compile the load generator if its source is newer; return the binary."""
-    if not BINARY.exists() or BINARY.stat().st_mtime < SOURCE.stat().st_mtime:
-        BINARY.parent.mkdir(exist_ok=True)
-        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BINARY), str(SOURCE)], check=True)
+    BINARY.parent.mkdir(exist_ok=True)
+    with BINARY.with_suffix(".lock").open("w") as lock:  # several pytest workers may compile at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not BINARY.exists() or BINARY.stat().st_mtime < SOURCE.stat().st_mtime:
+            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BINARY), str(SOURCE)], check=True)
     return BINARY
 
 

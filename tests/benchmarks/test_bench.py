@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks.load import DeliveryError, load
+import benchmarks.load
+from benchmarks.load import DeliveryError, build, load
 from benchmarks.peers.etcd import gateway
 from benchmarks.peers.hubs import missing
 from benchmarks.suite import SMALL, comparisons
@@ -45,3 +49,20 @@ async def test_what_did_not_arrive_is_no_figure() -> None:
         await peer.publish()
         with pytest.raises(DeliveryError, match="came after"):
             await readers.arrivals()
+
+
+def test_the_load_generator_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes may need it at once. One that ran what another was still writing: "Permission denied"."""
+    compiled: list[str] = []
+
+    def compile_it(command: list[str], *, check: bool) -> None:
+        assert check
+        compiled.append(command[-1])
+        time.sleep(0.05)  # the others find no binary meanwhile
+        Path(command[-2]).touch()
+
+    monkeypatch.setattr(benchmarks.load, "BINARY", tmp_path / "load")
+    monkeypatch.setattr(subprocess, "run", compile_it)
+    with ThreadPoolExecutor(8) as threads:
+        assert {future.result() for future in [threads.submit(build) for _ in range(8)]} == {tmp_path / "load"}
+    assert compiled == [str(benchmarks.load.SOURCE)]
