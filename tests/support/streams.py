@@ -8,7 +8,6 @@ import json
 import socket
 import ssl
 import struct
-import time
 import zlib
 from collections import deque
 from dataclasses import dataclass, field
@@ -219,15 +218,15 @@ async def watch(base: str, query: str, headers: dict[str, str] | None = None, **
 
     On a busy machine an answer of etcd may come so late that etcd is out of reach for a moment: then come back.
     """
-    deadline = time.monotonic() + HANG
-    while True:
-        stream = await request(f"{base}/v1/watch?{query}", headers, **options)
-        if stream.status == 200:
-            return stream
-        await stream.close()  # otherwise the next test on this worker fails, too: "unclosed transport"
-        returns = stream.status == 503 and b"etcd-unavailable" in stream.body and time.monotonic() < deadline
-        assert returns, (stream.status, stream.body)
-        await asyncio.sleep(0.1)
+    async with asyncio.timeout(HANG):
+        while True:
+            stream = await request(f"{base}/v1/watch?{query}", headers, **options)
+            if stream.status == 200:
+                return stream
+            await stream.close()  # otherwise the next test on this worker fails, too: "unclosed transport"
+            away = stream.status == 503 and b"etcd-unavailable" in stream.body
+            assert away, (stream.status, stream.body)
+            await asyncio.sleep(0.1)
 
 
 @dataclass
