@@ -148,12 +148,9 @@ def check_origin(gateway: Gateway, scope: Scope) -> None:
         ForbiddenError: the page's origin is neither the gateway's own nor a named one.
     """
     # Of a header in several lines, every one must permit it: CORS looks at the first one, and a proxy may add another.
-    values: dict[bytes, set[str]] = {b"origin": set(), b"sec-fetch-site": set(), b"host": set()}
-    for name, value in scope["headers"]:
-        if name in values:
-            values[name].add(value.decode("latin-1"))
-    origins, sites = values[b"origin"], values[b"sec-fetch-site"]
-    own = {f"{scope['scheme']}://{host}" for host in values[b"host"]}
+    names = (b"origin", b"sec-fetch-site", b"host")
+    origins, sites, hosts = (set(headers_of(Request(scope), name)) for name in names)
+    own = {f"{scope['scheme']}://{host}" for host in hosts}
     # A browser that does not send Sec-Fetch-Site sends Origin, at least with all but a GET of its own page.
     same = sites <= {"same-origin", "none"} if sites else origins <= own
     named = origins and origins <= set(gateway.settings.credential_origins)
