@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.memory_limit import FACTOR
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
@@ -26,8 +27,7 @@ pytestmark = pytest.mark.etcd
 
 MIB = 1 << 20
 BOUND = 16
-# From docs/sizing.md: the resident bytes for each counted byte, and the MiB outside the bound.
-FACTOR = 1.25
+# From docs/sizing.md, as FACTOR is: the MiB outside the bound.
 OUTSIDE = 32
 PER_CONNECTION = 0.25
 
