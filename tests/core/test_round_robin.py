@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.round_robin import LEAST, MOST, SHARE, RoundRobin
+from app.core.round_robin import LEAST, MOST, RoundRobin
+from app.core.turn_share import SHARE
 
 SECONDS = st.floats(min_value=0.0, max_value=0.05)
 
