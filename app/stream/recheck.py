@@ -1,24 +1,19 @@
 """The check of all open streams after the access rules have changed: streams that may no longer read are closed.
 
-One pass over 5,000 streams would block the event loop, so a pass is done in slices. Streams that begin after the change
-have been checked by the new rules.
+Streams that begin after the change have been checked by the new rules.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterator
 
 from ..core.reasons import CloseReason
 from ..ports import Clock, Permit
 from ..watch.registry import Registry
 from ..watch.subscriber import Subscriber
+from .slices import Slices
 
 logger = logging.getLogger("gateway.stream")
-
-# Seconds of a turn of the event loop that one slice may take. An event needs about three turns until it is written.
-SLICE = 0.0005
 
 
 class Recheck:
@@ -27,43 +22,29 @@ class Recheck:
     def __init__(self, registry: Registry, clock: Clock) -> None:
         self._registry = registry
         self._clock = clock
-        self._left: Iterator[Subscriber] = iter(())
+        self._pass: Slices[Subscriber] | None = None
         # The outcomes of this pass: equal permits have the same outcome.
         self._outcomes: dict[Permit, Permit | CloseReason] = {}
-        self.running = False
+
+    @property
+    def running(self) -> bool:
+        """Whether a pass is not over yet."""
+        return self._pass is not None and self._pass.running
 
     def begin(self) -> None:
         """Check all streams that are open now, beginning with the first slice at once."""
-        self._left = iter(self._registry.subscribers())
+        if self._pass is not None:
+            self._pass.stop()
         self._outcomes = {}
-        if not self.running:
-            self.running = True
-            self._slice()
+        self._pass = Slices(self._registry.subscribers(), self._check, self._clock)
 
     def end_session(self, session: str) -> None:
-        """Close the streams that a browser's session has opened. Finding them among 20,000 streams takes 1 ms."""
+        """Close the streams that a browser's session has opened. Finding them among 20,000 streams takes 1 ms.
+
+        In slices, too: each close costs the stream's last event, and lines in two logs.
+        """
         found = self._registry.subscribers()
-        self._close(one for one in found if one.permit is not None and one.permit.session == session)
-
-    def _close(self, left: Iterator[Subscriber]) -> None:
-        """Close streams, in slices, too: each one costs its last event, and lines in two logs."""
-        until = self._clock() + SLICE
-        for subscriber in left:
-            if not subscriber.released:
-                subscriber.close("revoked")
-            if self._clock() >= until:
-                asyncio.get_running_loop().call_soon(self._close, left)
-                return
-
-    def _slice(self) -> None:
-        until = self._clock() + SLICE
-        for subscriber in self._left:
-            self._check(subscriber)
-            if self._clock() >= until:
-                asyncio.get_running_loop().call_soon(self._slice)
-                return
-        self._outcomes = {}
-        self.running = False
+        Slices((one for one in found if one.permit is not None and one.permit.session == session), _revoke, self._clock)
 
     def _check(self, subscriber: Subscriber) -> None:
         permit = subscriber.permit
@@ -76,6 +57,11 @@ class Recheck:
             subscriber.close(outcome)
         else:
             subscriber.renew(outcome)
+
+
+def _revoke(subscriber: Subscriber) -> None:
+    if not subscriber.released:
+        subscriber.close("revoked")
 
 
 def _renewed(permit: Permit) -> Permit | CloseReason:

@@ -10,7 +10,8 @@ import pytest
 from app.core.keys import KeyRange
 from app.core.reasons import CloseReason
 from app.ports import Permit
-from app.stream.recheck import SLICE, Recheck
+from app.stream.recheck import Recheck
+from app.stream.slices import LEAST
 from app.watch.subscriber import Subscriber
 from tests.support.waiting import eventually
 from tests.watch.world import World
@@ -102,7 +103,7 @@ async def test_a_pass_is_done_in_slices() -> None:
     An event needs about three turns of the loop, so that it waits for three slices. With slices of 4 ms, the others'
     events took three times as long while a role was taken away.
     """
-    streams = Streams(step=0.00025)
+    streams = Streams(step=LEAST / 4)
     members = [streams.subscribe(StubPermit(str(number), lambda: "revoked")) for number in range(40)]
     streams.recheck.begin()
     closed = sum(member.closing is not None for member in members)
@@ -115,7 +116,7 @@ async def test_a_pass_is_done_in_slices() -> None:
 
 async def test_a_change_during_a_pass() -> None:
     """A second change checks those again who were checked by the first: the last rules count."""
-    streams = Streams(step=SLICE / 4)
+    streams = Streams(step=LEAST / 4)
     rules: list[CloseReason | None] = [None]
     members = [streams.subscribe(StubPermit(str(number), lambda: rules[0])) for number in range(40)]
     streams.recheck.begin()
@@ -129,7 +130,7 @@ async def test_a_change_during_a_pass() -> None:
 
 async def test_those_who_leave_during_a_pass() -> None:
     """A subscriber that is released during a pass is not closed."""
-    streams = Streams(step=SLICE / 4)
+    streams = Streams(step=LEAST / 4)
     members = [streams.subscribe(StubPermit(str(number), lambda: "revoked")) for number in range(40)]
     streams.recheck.begin()
     members[-1].release()
