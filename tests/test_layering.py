@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "access": {"core", "file_watch", "files", "logs", "ports", "settings", "urls"},
     "tls": {"core", "file_watch", "files", "ports", "settings"},
     "check": {"access", "core", "settings", "stdio"},
-    "stream": {"core", "ports", "watch"},
+    "stream": {"core", "logs", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tier", "tls", "urls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},
     "api": {

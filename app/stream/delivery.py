@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
+from .. import logs
 from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
 from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
@@ -514,16 +515,14 @@ class Delivery:
         self._streams.counters.closed[reason] += 1
         if not logger.isEnabledFor(logging.INFO):
             return  # the fields alone take 5 us of a leave
-        logger.info(
-            "stream end",
-            extra={
-                "range": " ".join(map(str, self._channel.ranges)),
-                "reason": reason,
-                "seconds": round(self._streams.clock() - self._started, 3),
-                "bytes": self._subscriber.bytes,
-                "events": reader.delivered,
-                "revision": reader.revision,
-                "address": self._subscriber.address,
-                "request_id": self._subscriber.request_id,
-            },
-        )
+        fields: dict[str, object] = {
+            "range": " ".join(map(str, self._channel.ranges)),
+            "reason": reason,
+            "seconds": round(self._streams.clock() - self._started, 3),
+            "bytes": self._subscriber.bytes,
+            "events": reader.delivered,
+            "revision": reader.revision,
+            "address": self._subscriber.address,
+            "request_id": self._subscriber.request_id,
+        }
+        logs.info(logger, "stream end", fields)
