@@ -17,7 +17,7 @@ from ..core.errors import (
     UnavailableError,
 )
 from ..core.selection import Selection
-from ..ports import Clock, Condition, Draw, Hub
+from ..ports import Clock, Draw, Hub
 from .client import Answer, Client, refusal, tier_of
 from .dial import unix
 from .upstream import GatewayUpstream
@@ -38,6 +38,9 @@ class HubUpstream(GatewayUpstream):
     Args:
         hub: also says that it is alive. A stopped hub makes its workers stale as soon as a stopped etcd would.
     """
+
+    # The hub cannot be followed yet, because etcd has never answered. The worker waits, too.
+    down = "connecting"
 
     def __init__(
         self,
@@ -79,9 +82,3 @@ class HubUpstream(GatewayUpstream):
         if kind is None or not code:
             return refusal(answer, problem)
         return kind(detail, code=code)
-
-    def _say_down(self, reason: str) -> None:
-        """Record that the hub cannot be followed yet, because etcd has never answered. The worker waits, too."""
-        super()._say_down(reason)
-        before = self._condition
-        self._condition = Condition("", "", "connecting", before.since, reason)

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ..core.backoff import Backoff
 from ..core.ended_histories import EndedHistories
@@ -58,6 +58,8 @@ class GatewayUpstream:
     """
 
     is_gateway = True
+    # The state of ``condition`` while no upstream can be used.
+    down: ClassVar[Literal["connecting", "down"]] = "down"
     # Makes the error for a client of what the upstream has refused.
     refusal = staticmethod(refusal)
 
@@ -431,11 +433,11 @@ class GatewayUpstream:
         if self._reachable.is_set():
             self._reconnects += 1
         self._reachable.clear()
-        before = self._condition
-        if (before.state, before.reason) != ("down", reason):
+        before, state = self._condition, self.down
+        if (before.state, before.reason) != (state, reason):
             logger.warning("the upstream cannot be used", extra={"upstream": self.client.url, "reason": reason})
-        since = before.since if before.state == "down" else time.time()
-        self._condition = Condition(self.client.url, "", "down", since, reason)
+        since = before.since if before.state == state else time.time()
+        self._condition = Condition(self.client.url, "", state, since, reason)
 
 
 def _problem(answer: Answer) -> Mapping[str, Any]:

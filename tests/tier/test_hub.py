@@ -97,6 +97,17 @@ async def test_a_worker_waits_as_the_hub_does(tmp_path: Path) -> None:
         await soon(lambda: above.member_known)
 
 
+async def test_a_worker_that_waits_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It looks at the hub several times a second, and each look that failed was a line of the log."""
+    root = Scripted()
+    root.answer = lambda _asked: Answered.of(position(cluster_id="0"))
+    async with hub(tmp_path / "hub", root) as above:
+        began = above.condition.since
+        await soon(lambda: len(root.asked) > 3)
+        assert [one.message for one in caplog.records].count("the upstream cannot be used") == 1
+        assert (above.condition.state, above.condition.since) == ("connecting", began)
+
+
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
