@@ -178,7 +178,11 @@ class WorkerProcess:
                 asked = self._reports.get(message["id"])
                 if asked is not None and not asked.done():
                     asked.set_result(Report.decode(message))
-            case "ended" | "failed" | "bookmarks_due":
+            case "failed":
+                if self._registry.quotas is not None:  # here the streams of all workers are counted
+                    self._registry.quotas.failed(message["address"], self._clock())
+                self._others.tell_others(self, message)
+            case "ended" | "bookmarks_due":
                 self._others.tell_others(self, message)
 
     async def report(self, only: list[list[str]] | None) -> Report:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from app.core.merged_metrics import Family, Sample
+from app.core.quotas import Quotas, QuotaSettings
 from app.core.worker_report import Report
 from app.workers.admissions import Admissions
 from app.workers.descriptor_passing import ConnectionSender
@@ -128,6 +129,23 @@ async def test_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
         await soon(lambda: worker.last_report == last)
         found.far.send("release", id=1)
         await soon(lambda: worker.load.streams == 0)
+
+
+async def test_wrong_credentials_count_against_the_streams_of_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in one process. The hub passed them on, and did not count them: an address had twice its rate."""
+    caller = ["token:a", "10.0.0.1"]
+    async with scene(monkeypatch) as found:
+        found.world.registry.quotas = Quotas(QuotaSettings(address_joins=2))
+        monkeypatch.setattr(found.world.registry, "_clock", lambda: found.now)
+        found.far.send("failed", address="10.0.0.1")
+        for number in (1, 2):
+            found.far.send("admit", id=number, ranges=[["prefix", "/svc/"]], caller=caller, has_cursor=False)
+        await soon(lambda: len(found.heard) == 2)
+        assert [(one["do"], one.get("code")) for one in found.heard] == [
+            ("admitted", None),
+            ("refused", "address-joins"),
+        ]
+        assert found.others.told == [{"do": "failed", "address": "10.0.0.1"}]
 
 
 async def test_nobody_waits_for_the_report_of_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
