@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..core.budget import Hold
 from ..core.deflate import Checksum, DeflatedPart, end_member
 from ..core.encoding import item_body, page_tail
-from ..core.errors import OverCapacityError
+from ..core.errors import AnswerRevokedError
 from ..core.etag import ETag
 from ..core.events import KeyValue
 from ..core.page_token import PageToken
@@ -127,11 +127,9 @@ async def key_body(
     return KvBody(revision, parts, hold, ETag(epoch, item.mod_revision, 1))
 
 
-def revoked() -> OverCapacityError:
+def revoked() -> AnswerRevokedError:
     """Return the error of an answer whose memory was needed for something that could not wait."""
-    return OverCapacityError(
-        "the gateway needed the memory of this response for its feeds; try again later", code="too-many-reads"
-    )
+    return AnswerRevokedError()
 
 
 def _nothing() -> None:

@@ -11,13 +11,15 @@ GatewayError
 ├── PageExpiredError           410
 ├── TransientError             held open as a short stream for an EventSource, otherwise 429 or 503 with Retry-After
 │   ├── OverCapacityError      429
+│   │   └── AnswerRevokedError 429, a feed needed the memory of the answer
 │   ├── DrainingError          503
 │   ├── PinUnavailableError    503, the range lies in a pin that cannot be held
 │   ├── ScopeChangedError      503, what ``scope=permitted`` leaves of the request has changed while it waited
 │   ├── NoWorkerError          503, no worker of this gateway can start
 │   ├── IssuerUnavailableError 503, the keys that verify a token could not be fetched yet
 │   ├── UnavailableError       503, etcd is out of reach
-│   │   └── TooSlowError       503, one answer of etcd took too long
+│   │   ├── TooSlowError       503, one answer of etcd took too long
+│   │   └── AnswerCutError     503, one answer of the upstream gateway ended too early
 │   └── TooLargeError          503, the range does not fit in the memory that it may use
 │       ├── NoRoomError        503, the range does not fit beside everything that is held now
 │       └── LargeMessageError  503, one answer of etcd exceeds the limit of a message
@@ -38,6 +40,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .reasons import CloseReason
+
+_REVOKED = "the gateway needed the memory of this response for its feeds; try again later"
 
 
 class GatewayError(Exception):
@@ -147,6 +151,15 @@ class OverCapacityError(TransientError):
     close_reason = "overloaded"
 
 
+class AnswerRevokedError(OverCapacityError):
+    """The memory of an answer was needed for something that could not wait."""
+
+    code = "too-many-reads"
+
+    def __init__(self, detail: str = _REVOKED, *, cause: str = "") -> None:
+        super().__init__(detail, cause=cause)
+
+
 class DrainingError(TransientError):
     """This gateway is about to stop."""
 
@@ -187,6 +200,10 @@ class PinUnavailableError(TransientError):
 
 class TooSlowError(UnavailableError):
     """One answer of etcd exceeded its timeout, perhaps because of its size."""
+
+
+class AnswerCutError(UnavailableError):
+    """The upstream gateway ended the connection within an answer."""
 
 
 class TooLargeError(TransientError):

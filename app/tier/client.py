@@ -13,6 +13,7 @@ import httpx
 
 from .. import __version__
 from ..core.errors import (
+    AnswerCutError,
     DeniedError,
     EtcdRefusedError,
     GatewayError,
@@ -23,7 +24,7 @@ from ..core.errors import (
     UnavailableError,
 )
 from .dial import Dial, tcp
-from .transport import StreamTransport
+from .transport import CutError, StreamTransport
 
 TIER_HEADER = "X-Gateway-Tier"
 # What clients may see of an upstream that does not answer.
@@ -98,7 +99,7 @@ class Client:
         """Return the answer to a GET, whatever its status. The caller limits the time. *url*: instead of the present.
 
         Raises:
-            UnavailableError: there is none.
+            UnavailableError: there is none. AnswerCutError: it has no end.
             HeadTooLargeError: the URL is too long. Only a token of a page that no gateway has made is so long.
         """
         url = url or self.url
@@ -106,6 +107,8 @@ class Client:
         try:
             async with self._pool() as http:
                 response = await http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
+        except CutError as error:
+            raise AnswerCutError(OUT_OF_REACH, cause=_cause(url, error)) from None
         except httpx.HTTPError as error:
             raise unreachable(url, error) from None
         except httpx.InvalidURL:
@@ -186,7 +189,11 @@ def _connections(dial: Dial) -> httpx.AsyncClient:
 
 def unreachable(url: str, error: Exception) -> UnavailableError:
     """Return the error of a request that has no answer."""
-    return UnavailableError(OUT_OF_REACH, cause=f"{url}: {str(error) or type(error).__name__}")
+    return UnavailableError(OUT_OF_REACH, cause=_cause(url, error))
+
+
+def _cause(url: str, error: Exception) -> str:
+    return f"{url}: {str(error) or type(error).__name__}"
 
 
 def tier_of(headers: Mapping[str, str], status: int) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..core.backoff import Backoff
 from ..core.errors import (
+    AnswerCutError,
+    AnswerRevokedError,
     EtcdRefusedError,
     GatewayError,
     OverCapacityError,
@@ -73,6 +75,13 @@ class HubUpstream(GatewayUpstream):
     def reach(self, most: int) -> int:
         """See ``app.ports.Etcd``: nine tenths, because the tip of the hub may be ahead."""
         return super().reach(int(most * 0.9))
+
+    async def _read(self, query: str) -> Answer:
+        """Return the hub's answer. The hub cuts one short only if its feeds need the memory, or when it ends."""
+        try:
+            return await super()._read(query)
+        except AnswerCutError as error:
+            raise AnswerRevokedError(cause=error.cause) from None
 
     @staticmethod
     def refusal(answer: Answer, problem: Mapping[str, Any]) -> GatewayError:

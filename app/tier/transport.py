@@ -71,6 +71,10 @@ class _Connection:
         writer.transport.abort()
 
 
+class CutError(httpx.ReadError):
+    """The connection ended within an answer, after its head."""
+
+
 class StreamTransport(httpx.AsyncBaseTransport):
     """See the module.
 
@@ -146,13 +150,16 @@ class _Stream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while self._connection is not None:
-            event = await self._connection.event()
+            try:
+                event = await self._connection.event()
+            except httpx.ReadError as error:
+                raise CutError(str(error)) from None
             if isinstance(event, h11.Data):
                 yield bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 return
             else:
-                raise httpx.ReadError("the connection ended within an answer")
+                raise CutError("the connection ended within an answer")
 
     async def aclose(self) -> None:
         """Give the connection back. Idempotent, and nothing in it waits."""

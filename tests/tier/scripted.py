@@ -60,6 +60,7 @@ class Answered:
     body: bytes | None = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"X-Gateway-Tier": "0"})
+    missing: int = 0  # bytes of the body that never come
 
     @classmethod
     def of(cls, found: object, status: int = 200, **headers: str) -> Answered:
@@ -72,6 +73,11 @@ class Answered:
         """The head of a stream."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(None, 200, {"X-Gateway-Tier": "0", "Content-Type": "application/x-ndjson", **named})
+
+    @classmethod
+    def cut(cls) -> Answered:
+        """The connection ends within the body, of which there is one byte."""
+        return cls(b"{", 200, {"X-Gateway-Tier": "0"}, missing=1)
 
     @classmethod
     def mute(cls) -> Answered:
@@ -132,10 +138,12 @@ class Scripted:
                 if not answered.status:
                     await reader.read()
                     return
-                length = {} if answered.body is None else {"Content-Length": str(len(answered.body))}
+                length = {} if answered.body is None else {"Content-Length": str(len(answered.body) + answered.missing)}
                 sent = "".join(f"{name}: {value}\r\n" for name, value in (answered.headers | length).items())
                 writer.write(f"HTTP/1.1 {answered.status} Said\r\n{sent}\r\n".encode() + (answered.body or b""))
                 await writer.drain()
+                if answered.missing:
+                    return
                 if answered.body is None:
                     self.streams.put_nowait(writer)
                     await reader.read()

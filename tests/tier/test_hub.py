@@ -136,6 +136,17 @@ async def test_a_client_sees_what_the_hub_says(
         assert (refused.value.status, refused.value.code, refused.value.detail) == (status, code, "the hub's words")
 
 
+async def test_an_answer_whose_memory_the_hub_needs(tmp_path: Path) -> None:
+    """A single process says so, and does not say that etcd is out of reach."""
+    root = Scripted()
+    async with hub(tmp_path / "hub", root) as above:
+        await soon(lambda: above.member_known)
+        root.answer = lambda asked: root.usual(asked) if asked.path == "/v1/progress" else Answered.cut()
+        with pytest.raises(OverCapacityError) as refused:
+            await above.read("prefix=/svc/")
+    assert (refused.value.status, refused.value.code) == (429, "too-many-reads")
+
+
 async def test_history_below_a_worker_is_read_from_the_hub(tmp_path: Path) -> None:
     """The hub's tip may be ahead: a worker asks for a little less than the hub could read."""
     root = Scripted()
