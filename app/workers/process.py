@@ -62,7 +62,7 @@ class WorkerProcess:
         self.serving = False
         self.leaving = False  # it takes no more connections
         self.last_report: Report | None = None
-        self._reports: dict[int, asyncio.Future[Report]] = {}
+        self._reports: dict[int, tuple[asyncio.Future[Report], bool]] = {}  # that are asked for, and whether about all
         self._asked = 0
         self._process: subprocess.Popen[bytes]
         self._link: Link
@@ -142,7 +142,7 @@ class WorkerProcess:
         """Release everything that the worker held. Return the connections that it has not taken."""
         self._link.close()
         self._admissions.release_all()
-        for asked in self._reports.values():
+        for asked, _whole in self._reports.values():
             asked.cancel()
         return self._sender.close()
 
@@ -173,11 +173,7 @@ class WorkerProcess:
             case "draining":
                 self.leaving = True
             case "report":
-                if message["id"] == LAST_REPORT:
-                    self.last_report = Report.decode(message)
-                asked = self._reports.get(message["id"])
-                if asked is not None and not asked.done():
-                    asked.set_result(Report.decode(message))
+                self._take_report(message["id"], Report.decode(message))
             case "failed":
                 if self._registry.quotas is not None:  # here the streams of all workers are counted
                     self._registry.quotas.failed(message["address"], self._clock())
@@ -190,15 +186,19 @@ class WorkerProcess:
         self._asked += 1
         number = self._asked
         asked: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-        self._reports[number] = asked
+        self._reports[number] = asked, only is None
         self.send("report", id=number, only=only)
         try:
-            found = await asked
+            return await asked
         finally:
             del self._reports[number]
-        if only is None:  # a report about some ranges must not replace that about all
-            self.last_report = found
-        return found
+
+    def _take_report(self, number: int, report: Report) -> None:
+        asked, whole = self._reports.get(number, (None, number == LAST_REPORT))
+        if whole:  # at once: the task that has asked goes on only after the messages that came together
+            self.last_report = report
+        if asked is not None and not asked.done():
+            asked.set_result(report)
 
     # --- connections --------------------------------------------------------------------------------------------------
 

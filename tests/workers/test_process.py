@@ -169,6 +169,17 @@ async def test_a_report_of_some_ranges_does_not_stand_for_all(monkeypatch: pytes
         assert found.worker.last_report == Report({"feeds": [1]}, [])
 
 
+async def test_the_last_report_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub asks a worker that is about to end, and reads both answers at once: the later one has all counts."""
+    async with scene(monkeypatch) as found:
+        asked = asyncio.create_task(found.worker.report(None))
+        await soon(lambda: len(found.heard) > 0)
+        for number, of in ((1, "asked"), (LAST_REPORT, "last")):
+            found.worker._take({"do": "report", "id": number, "feeds": {"feeds": [of]}, "metrics": []})
+        assert (await asked).feeds == {"feeds": ["asked"]}
+        assert found.worker.last_report == Report({"feeds": ["last"]}, [])
+
+
 async def test_a_worker_imports_from_where_the_hub_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not from the current directory, whose modules may have the names of libraries."""
     given: list[tuple[list[str], dict[str, str]]] = []
