@@ -73,7 +73,7 @@ class Worker:
         self._tell_edge: Callable[[Ranges, str, int], Coroutine[Any, Any, None]]
         self._bookmark_tasks: set[asyncio.Task[None]] = set()
         self._said: tuple[int, int] | None = None  # connections taken, and open, as the hub was told last
-        self._stopping = False
+        self._closed = False  # the link, by the worker itself
         self._hub_has_gone = False  # while the worker served
 
     async def run(self, sock: socket.socket) -> None:
@@ -89,7 +89,7 @@ class Worker:
             await self._serve(await self._settings)
         finally:
             # Also when a file cannot be used: with an open link, uvloop may not end. And it is not the hub that ends.
-            self._stopping = True
+            self._closed = True
             self._link.close()
         if self._hub_has_gone:
             raise BrokenGatewayError("the hub has ended")
@@ -221,10 +221,10 @@ class Worker:
             self._stop()
 
     def _hub_lost(self) -> None:
-        """End: nothing new can come from etcd, and the clients can resume at another gateway."""
+        """End, also in the middle of a drain: nothing new can come from etcd, and the clients can resume elsewhere."""
         if not self._settings.done():
             os._exit(1)
-        if not self._stopping and hasattr(self, "_gateway"):
+        if not self._closed and hasattr(self, "_gateway"):
             logger.error("the hub has ended, so this worker ends, too")
             self._hub_has_gone = True
             shutil.rmtree(Path(self._hub.socket).parent, ignore_errors=True)  # the hub would have done so
@@ -232,7 +232,6 @@ class Worker:
             self._hurry()
 
     def _stop(self) -> None:
-        self._stopping = True
         self._servers["clients"].should_exit = True
 
     def _hurry(self) -> None:

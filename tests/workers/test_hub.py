@@ -110,6 +110,26 @@ async def test_a_killed_hub_leaves_nothing(etcd: EmbeddedEtcd, kv: EtcdClient, t
     await eventually(released)
 
 
+async def test_a_hub_that_is_killed_while_it_drains(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    """As at any other time: the workers went on with the drain, and the folder of the hub's socket stayed."""
+    running = await team(etcd, TMPDIR=str(tmp_path), GATEWAY_DRAIN_WINDOW="3600")
+    found = pids(running)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            stream = await stack.enter_async_context(await watch(running.base, "prefix=/svc/"))
+            await stream.until("synced")
+        running.process.send_signal(signal.SIGTERM)
+
+        async def draining() -> bool:
+            return any(line["message"] == "stopping" for line in running.lines)
+
+        await eventually(draining)
+        running.process.send_signal(signal.SIGKILL)
+        await running.process.wait()
+        await nothing_is_left(found, tmp_path)
+    await running.stop()
+
+
 async def test_a_hang_up_reloads_all(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
     """Each worker reads its files again."""
     token = tmp_path / "token"
