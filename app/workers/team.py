@@ -103,6 +103,8 @@ class Team:
             BrokenGatewayError: one has ended instead.
             SettingsError: the system does not give so many processes, or so many descriptors.
         """
+        # From now on: a worker that hears nothing of the hub takes what it has for stale, also while others start.
+        self._tasks.append(spawn(self._watch(), name="workers", died=self._gateway.fail))
         starts = [asyncio.create_task(self._start_first(number)) for number in range(1, self._count + 1)]
         try:
             await asyncio.gather(*starts)
@@ -115,10 +117,9 @@ class Team:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-        self._tasks = [
+        self._tasks += [
             spawn(self._keep(number), name=f"keep {number}", died=self._gateway.fail) for number in self._members
         ]
-        self._tasks.append(spawn(self._watch(), name="workers", died=self._gateway.fail))
 
     async def _start_first(self, number: int) -> None:
         """Start a worker, and wait until it serves. Start it again if a signal ends it before that."""

@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import cast
 
 import httpx
@@ -30,7 +31,7 @@ from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, start
 from tests.support.metrics import gateway_metric
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 from tests.workers.test_hub import pids, team, watchers
 
 pytestmark = [pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.asyncio(loop_scope="module")]
@@ -257,6 +258,31 @@ async def test_more_workers_than_the_system_gives(monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Team, "_start", no_descriptor)
-    team = Team(cast("Gateway", None), 3, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
+    gateway = cast("Gateway", SimpleNamespace(fail=None))
+    team = Team(gateway, 3, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
     with pytest.raises(SettingsError, match="cannot start 3 workers: Too many open files; start fewer"):
         await team.start()
+    await team.aclose()
+
+
+async def test_a_worker_hears_the_hub_while_others_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hub that it does not hear, a worker says that its pins are stale. The hub began when all workers served."""
+    heard = asyncio.Event()
+    first = SimpleNamespace(check=heard.set)
+
+    async def begin(team: Team, number: int) -> None:
+        if number == 1:
+            team._members[1] = cast("WorkerProcess", first)
+        else:
+            await heard.wait()
+            raise OSError(errno.EMFILE, "the end of this test")
+
+    monkeypatch.setattr(Team, "_start_first", begin)
+    monkeypatch.setattr("app.workers.team.TICK", 0.0)
+    gateway = cast("Gateway", SimpleNamespace(fail=None))
+    team = Team(gateway, 2, "", {}, dict, clock=lambda: 0.0, draw=lambda: 0.0)
+    async with asyncio.timeout(HANG):
+        with pytest.raises(SettingsError, match="the end of this test"):
+            await team.start()
+    team._members.clear()
+    await team.aclose()
