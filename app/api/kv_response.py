@@ -41,6 +41,9 @@ class KvBody:
 
     *hold* is released after the last response has released the body, or when a feed needs the bytes. In the second
     case the clients that are still receiving the body are disconnected.
+
+    Raises:
+        AnswerRevokedError: *hold* was revoked while the body was made, so that nothing would count the body.
     """
 
     __slots__ = ("__weakref__", "_checksum", "_page", "_senders", "parts", "revision", "revoked", "tag")
@@ -53,6 +56,8 @@ class KvBody:
         tag: ETag | None = None,
         page: PageToken | None = None,
     ) -> None:
+        if hold.released:
+            raise revoked()
         self.revision = revision
         self.tag = tag
         self.parts: Sequence[bytes] | None = None

@@ -10,6 +10,7 @@ from starlette.types import Message, Scope
 
 from app.api.kv_response import SLICE, KvBody, KvResponse
 from app.core.budget import Budget, Hold, Use
+from app.core.errors import OverCapacityError
 from app.core.page_token import PageToken
 from app.stream.transport import EXTENSION, ClientTransport
 from tests.support.asgi_client import http_scope
@@ -24,6 +25,15 @@ def body_of(budget: Budget, *parts: bytes) -> tuple[KvBody, Hold]:
     """A body, and the budget that counts it."""
     hold = budget.hold(Use.ANSWER)
     return KvBody(7, parts, hold), hold
+
+
+def test_a_body_whose_memory_was_needed_while_it_was_made(budget: Budget) -> None:
+    """The last step may be to deflate it, for which others run: afterwards nothing would count its bytes."""
+    hold = budget.ask(Use.ANSWER, 1 << 10, lambda: None)
+    hold.revoke()
+    with pytest.raises(OverCapacityError) as refused:
+        KvBody(7, [b"x" * 1024], hold)
+    assert refused.value.code == "too-many-reads"
 
 
 class Client:
