@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnavailableError
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 
 
-async def ask_hub(gateway: Gateway, path: str, query: bytes = b"") -> Answer:
-    """Return the hub's answer.
+async def ask_hub(gateway: Gateway, path: str, query: bytes = b"", expected: Collection[int] = (200,)) -> Answer:
+    """Return the hub's answer of an *expected* status.
 
     Raises:
         UnavailableError: the hub does not answer: it is about to end, and this worker with it.
+        GatewayError: the hub answers with another status.
     """
     from ..tier.upstream import GatewayUpstream  # see ``Gateway``: not every gateway needs httpx
 
     assert isinstance(gateway.upstream, GatewayUpstream), "only a worker has a hub"
     try:
         async with asyncio.timeout(TIMEOUT):
-            return await gateway.upstream.client.get(path, query.decode("latin-1"))
+            answer = await gateway.upstream.client.get(path, query.decode("latin-1"))
     except TimeoutError:
         raise UnavailableError("the hub of this gateway does not answer", cause=f"{path}: {TIMEOUT:g} s") from None
+    if answer.status not in expected:
+        raise gateway.upstream.refusal(answer, body_of(answer))
+    return answer
 
 
 def body_of(answer: Answer) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class HealthEndpoints:
         if self._gateway.hub is None:
             missing, body = self._of_etcd()
         else:
-            body = body_of(await ask_hub(self._gateway, "/readyz"))
+            body = body_of(await ask_hub(self._gateway, "/readyz", expected=(200, 503)))
             missing = "" if body["status"] == "ok" else str(body["status"])
         access, tls = self._gateway.access, self._gateway.tls
         if not missing and not access.ready:

@@ -13,7 +13,7 @@ import pytest
 
 from app.api import from_hub as module
 from app.api.from_hub import ask_hub, body_of
-from app.core.errors import UnavailableError
+from app.core.errors import GatewayError, UnavailableError
 from app.gateway import Gateway
 from app.tier.client import Answer
 from app.tier.upstream import GatewayUpstream
@@ -34,6 +34,24 @@ async def test_the_hubs_answer_is_the_answer() -> None:
 
     answer = await ask_hub(worker(get), "/v1/feeds", b"prefix=%2Fa")
     assert body_of(answer) == {"/v1/feeds": "prefix=%2Fa"}
+
+
+async def test_a_hub_that_refuses() -> None:
+    """The query leaves no room for the worker's own headers, say. The problem came with the status 200."""
+
+    async def get(_path: str, _query: str) -> Answer:
+        return Answer(431, httpx.Headers(), b'{"code": "head-too-large", "detail": "too long"}')
+
+    for path in ("/v1/feeds", "/metrics"):
+        with pytest.raises(GatewayError) as refused:
+            await ask_hub(worker(get), path)
+        assert refused.value.status == 503
+    ready = Answer(503, httpx.Headers(), b'{"status": "waiting for etcd"}')
+
+    async def waits(_path: str, _query: str) -> Answer:
+        return ready
+
+    assert await ask_hub(worker(waits), "/readyz", expected=(200, 503)) is ready
 
 
 async def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
