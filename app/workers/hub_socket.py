@@ -44,6 +44,18 @@ def listen_at(path: Path) -> socket.socket:
     return sock
 
 
+def remove_of_dead_hub(path: Path) -> None:
+    """Remove the folder of a hub that could not do so itself. A hub that still listens at *path* needs it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            shutil.rmtree(path.parent, ignore_errors=True)
+        except OSError:  # BlockingIOError: many others wait to be accepted
+            pass
+
+
 def check_place() -> None:
     """Make the socket, and remove it. Raises SettingsError if that cannot be."""
     with private_path() as path:

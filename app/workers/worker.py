@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Callable, Coroutine
@@ -30,6 +29,7 @@ from ..signals import SIGNALS
 from ..stdio import print_error
 from .descriptor_passing import ConnectionReceiver, Port
 from .hub_link import HubLink
+from .hub_socket import remove_of_dead_hub
 from .link import LAST_REPORT, Link, Message, decode_contents, decode_ranges
 
 logger = logging.getLogger("gateway")
@@ -91,6 +91,8 @@ class Worker:
             # Also when a file cannot be used: with an open link, uvloop may not end. And it is not the hub that ends.
             self._closed = True
             self._link.close()
+            if self._hub_has_gone:
+                remove_of_dead_hub(Path(self._hub.socket))
         if self._hub_has_gone:
             raise BrokenGatewayError("the hub has ended")
 
@@ -227,7 +229,6 @@ class Worker:
         if not self._closed and hasattr(self, "_gateway"):
             logger.error("the hub has ended, so this worker ends, too")
             self._hub_has_gone = True
-            shutil.rmtree(Path(self._hub.socket).parent, ignore_errors=True)  # the hub would have done so
             self._stop()
             self._hurry()
 

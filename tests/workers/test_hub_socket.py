@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import SettingsError
-from app.workers.hub_socket import check_place, listen_at, private_path
+from app.workers.hub_socket import check_place, listen_at, private_path, remove_of_dead_hub
 
 
 @pytest.fixture(name="temporary")
@@ -26,6 +26,18 @@ def test_only_the_user_reaches_the_socket(temporary: Path) -> None:
         assert path.is_socket()
         assert path.parent.parent == temporary
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_folder_of_a_dead_hub(temporary: Path) -> None:
+    """A worker removes it. If only the link has broken, the other workers, and the next ones, need the socket."""
+    path = temporary / "folder" / "hub"
+    path.parent.mkdir()
+    with listen_at(path):
+        remove_of_dead_hub(path)
+        assert path.is_socket()
+    remove_of_dead_hub(path)
+    remove_of_dead_hub(path)
     assert list(temporary.iterdir()) == []
 
 
