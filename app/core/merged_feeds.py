@@ -18,17 +18,22 @@ def merge_feeds(hub: Body, workers: Sequence[Body]) -> Body:
     """Return the body of ``/v1/feeds``, from the hub's and those of its workers."""
     sinks: dict[str, int] = {name: sum(worker["sinks"][name] for worker in workers) for name in hub["sinks"]}
     channels = _channels(workers)
+    # By the range: to look for each feed among all would take the hub 28 s for 10,000 ranges and 8 workers.
+    of_workers: dict[str, list[Body]] = {}
+    for worker in workers:
+        for one in worker["feeds"]:
+            of_workers.setdefault(one["range"], []).append(one)
     return hub | {
         # Feeds linger at the workers, and not at the hub.
         "linger": workers[0]["linger"] if workers else hub["linger"],
         "sinks": sinks,
-        "feeds": [_feed(feed, workers) for feed in hub["feeds"]],
+        "feeds": [_feed(feed, of_workers.get(feed["range"], ())) for feed in hub["feeds"]],
         "channels": channels,
     }
 
 
-def _feed(feed: Body, workers: Sequence[Body]) -> Body:
-    same = [one for worker in workers for one in worker["feeds"] if one["range"] == feed["range"]]
+def _feed(feed: Body, same: Sequence[Body]) -> Body:
+    """Return a feed of the hub, with those who follow it. *same*: the workers' feeds of its range."""
     subscribers = sum(one["subscribers"] for one in same)
     held_by = list({tuple(ranges): None for one in same for ranges in one["held_by"]})
     merged = feed | {

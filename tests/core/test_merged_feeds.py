@@ -49,6 +49,22 @@ def test_streams_are_those_of_all_workers() -> None:
     assert (narrow["subscribers"], narrow["lingering"]) == (0, True)
 
 
+def test_each_feed_is_looked_at_once() -> None:
+    """Not once for each feed of the hub: with thousands of ranges, each scrape would stop the hub for seconds."""
+    looks = 0
+
+    class Counted(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "range"
+            return super().__getitem__(name)
+
+    names = [f"prefix=/{number}/" for number in range(100)]
+    worker = body(*(Counted(feed(name, 1)) for name in names))
+    merge_feeds(body(*(feed(name, 0) for name in names)), [worker, worker])
+    assert looks == 2 * len(names)
+
+
 def test_the_subscribers_of_one_channel_are_listed_together() -> None:
     """``/v1/feeds?prefix=`` lists them, whichever worker serves them."""
     ask: Body = {"subscriber_list": []}
