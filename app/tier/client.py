@@ -91,6 +91,15 @@ class Client:
         """The number of URLs."""
         return len(self._urls)
 
+    @property
+    def others(self) -> Sequence[str]:
+        """The other URLs, the next one first."""
+        return [self._urls[(self._index + step) % self.count] for step in range(1, self.count)]
+
+    def use(self, url: str) -> None:
+        """Send new requests to one of the URLs."""
+        self._index = self._urls.index(url)
+
     def use_next(self) -> None:
         """Send new requests to the next URL."""
         self._index += 1

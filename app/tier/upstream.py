@@ -306,17 +306,17 @@ class GatewayUpstream:
                 await asyncio.sleep(self._interval)
 
     async def _look_around(self) -> None:
-        """Move to another upstream that has etcd in reach, if there is one. Otherwise stay at this one."""
-        for _ in range(self.client.count - 1):
-            self.client.use_next()
+        """Move to another upstream that has etcd in reach, if there is one. Otherwise stay at this one.
+
+        Meanwhile all requests go to the present upstream: another one may take them, and never answer.
+        """
+        for url in self.client.others:
             try:
-                if await self._look() == "ready":
+                if await self._look(url) == "ready":
                     break
             except (GatewayError, ForeignAnswerError) as error:
-                logger.debug("no better upstream", extra={"upstream": self.client.url, "reason": str(error)})
+                logger.debug("no better upstream", extra={"upstream": url, "reason": str(error)})
         else:
-            self.client.use_next()  # to where it began
-            await self._look()
             return
         logger.info("leaving the upstreams that cannot reach etcd", extra={"upstream": self.client.url})
         for watch in list(self._watches):
@@ -329,13 +329,16 @@ class GatewayUpstream:
         self._notices.cancel()
         await self._shared.aclose()
 
-    async def _look(self) -> str:
+    async def _look(self, url: str = "") -> str:
         """Look at the present upstream. Return the state of its connection to etcd.
+
+        *url*: look at this one instead. If it has etcd in reach, it becomes the present one.
 
         Raises:
             GatewayError, ForeignAnswerError: it cannot be followed.
         """
-        answer = await self._get("/v1/progress", "", LOOK_TIMEOUT)
+        url = url or self.client.url
+        answer = await self._get("/v1/progress", "", LOOK_TIMEOUT, url)
         found = self._parsed(answer, "/v1/progress")
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
@@ -344,11 +347,13 @@ class GatewayUpstream:
         except (KeyError, ValueError, TypeError, OverflowError):
             raise ForeignAnswerError("/v1/progress cannot be read; run the same version on both tiers") from None
         if not cluster_id:
-            raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: it has not reached etcd yet")
+            raise UnavailableError(OUT_OF_REACH, cause=f"{url}: it has not reached etcd yet")
         if epoch != self._epoch_of(cluster_id, Selection(())):
-            raise ForeignAnswerError(
-                f"{self.client.url} derives other cursors: give all tiers the same GATEWAY_EPOCH (--epoch)"
-            )
+            raise ForeignAnswerError(f"{url} derives other cursors: give all tiers the same GATEWAY_EPOCH (--epoch)")
+        if url != self.client.url:
+            if state != "ready":
+                return state
+            self.client.use(url)
         if self.cluster_id not in (0, cluster_id):
             logger.warning("the upstream follows another cluster", extra={"upstream": self.client.url})
             self.cluster_id = cluster_id

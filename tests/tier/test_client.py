@@ -36,6 +36,14 @@ async def test_urls_come_in_turn() -> None:
     assert client.count == 2
 
 
+async def test_one_of_the_urls_is_used() -> None:
+    """The others are known in the order in which they come."""
+    client = Client(["http://a:1", "http://b:1", "http://c:1"], ssl.create_default_context, lambda: "", lambda: None)
+    client.use("http://b:1")
+    assert (client.url, client.others) == ("http://b:1", ["http://c:1", "http://a:1"])
+    await client.aclose()
+
+
 async def test_new_tls_files_count_for_new_connections() -> None:
     """A stream goes on with the connection that it has; its pool is closed with it."""
     contexts = [ssl.create_default_context()]

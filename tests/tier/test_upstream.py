@@ -153,6 +153,17 @@ async def test_an_upstream_that_has_etcd_is_preferred(root: Scripted) -> None:
         assert lost.reason == f"{root.url} cannot reach etcd, and {other.url} can"
 
 
+async def test_a_look_at_another_upstream_moves_no_request(root: Scripted) -> None:
+    """The present one has lost etcd, and serves from memory. The other one hangs: a read there waited for 30 s."""
+    says(root, Answered.of(position(state="down")))
+    async with scripted() as other, upstream(root.url, other.url) as above:
+        other.answer = lambda _asked: Answered.mute()
+        await soon(lambda: len(other.asked) > 0)
+        assert (await above.read("prefix=/svc/")).status == 200
+        assert above.client.url == root.url
+        assert not other.of("/v1/kv")
+
+
 async def test_a_lower_revision_is_believed(root: Scripted) -> None:
     """After a restore of the same cluster no watch may say so: then nothing holds the old revision."""
     async with upstream(root.url, stale_after=0.4) as above:
