@@ -92,7 +92,8 @@ class UpstreamWatch:
         self._callback: WatchCallback | None = callback
         self._ended = ended
         self._core: GatewayWatch | None = None  # while a stream is open
-        self._url = ""  # of the stream: the upstream's present one may be another
+        # Of the stream, once it is asked for: the upstream's present one may be another.
+        self._url = ""
         self._token = ""  # of the stream: the file may have another one by now
         self._heard_at = 0.0  # monotonic seconds
         self._stale_at: float | None = None  # since when the upstream says that the range is stale
@@ -140,8 +141,11 @@ class UpstreamWatch:
         return self._url if self._core is not None else ""
 
     def leave(self, url: str) -> None:
-        """Lose the stream, so that the next one is at *url*. Without effect on a stream that is there."""
-        if self._core is not None and self._url != url and self._task is not None:
+        """Lose the stream, so that the next one is at *url*. Without effect on a stream that is there.
+
+        Also before the head of the stream has come: nobody looks at it again.
+        """
+        if self._url not in ("", url) and self._task is not None:
             self._task.cancel()
             self._give(Lost(f"{self._url} cannot reach etcd, and {url} can"))
 

@@ -153,6 +153,25 @@ async def test_an_upstream_that_has_etcd_is_preferred(root: Scripted) -> None:
         assert lost.reason == f"{root.url} cannot reach etcd, and {other.url} can"
 
 
+async def test_a_stream_whose_head_has_not_come_moves_too(root: Scripted) -> None:
+    """It would open at the upstream that cannot reach etcd, and stay there, stale."""
+
+    def late(asked: Asked) -> Answered:
+        return Answered.mute() if asked.path == "/v1/watch" else Answered.of(progress)
+
+    progress = position()
+    root.answer = late
+    async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
+        await condition(above, "ready")
+        heard: list[WatchInput] = []
+        watch = above.watch(SVC, 42, heard.append, stream_kind="live")
+        await soon(lambda: len(root.of("/v1/watch")) > 0)
+        progress = position(state="down")
+        await soon(lambda: len(heard) > 0)
+        assert heard == [Lost(f"{root.url} cannot reach etcd, and {other.url} can")]
+        watch.cancel()
+
+
 async def test_a_look_at_another_upstream_moves_no_request(root: Scripted) -> None:
     """The present one has lost etcd, and serves from memory. The other one hangs: a read there waited for 30 s."""
     says(root, Answered.of(position(state="down")))
