@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -101,11 +102,25 @@ def make_config(
         # One process has one registry. Without this, uvicorn would take the number of workers from WEB_CONCURRENCY.
         workers=1,
         server_header=False,
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        forwarded_allow_ips=with_mapped(settings.trusted_proxies),
         backlog=BACKLOG,
         # Our own timeout comes first: see GatewayServer.shutdown.
         timeout_graceful_shutdown=round(settings.drain_window + settings.drain_timeout) + 5,
     )
+
+
+def with_mapped(trusted: Sequence[str]) -> list[str]:
+    """Return the addresses and networks of *trusted*, and those of IPv4 as mapped addresses of IPv6, too.
+
+    A proxy that listens on both families may append ``::ffff:10.0.0.5`` for the proxy before it (nginx does, with
+    ``ipv6only=off``). uvicorn would take that proxy for the client of all requests that it passes on.
+    """
+    found = list(trusted)
+    for item in trusted:
+        network = ipaddress.ip_network(item) if item != "*" else None
+        if isinstance(network, ipaddress.IPv4Network):
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
 
 
 async def serve(

@@ -41,6 +41,7 @@ async def test_every_address_of_both_families(etcd: EmbeddedEtcd, host: str) -> 
         assert await address(server, "127.0.0.1", "203.0.113.7") == "203.0.113.7"
         # The rightmost address that is not trusted counts: the client chooses what stands to the left.
         assert await address(server, "127.0.0.1", "10.9.9.9, 203.0.113.7, 127.0.0.5") == "203.0.113.7"
+        assert await address(server, "127.0.0.1", "203.0.113.7, ::ffff:127.0.0.5") == "203.0.113.7"
         assert await address(server, "[::1]") == "[::1]"
         assert await address(server, "[::1]", "203.0.113.7") == "[::1]"
 
