@@ -10,12 +10,15 @@ from .view import View
 
 
 class BlockReader:
-    """See the module. *form*: see ``app.core.frames``."""
+    """See the module. *form*: see ``app.core.frames``.
 
-    __slots__ = ("_blocks", "_form", "_selection", "_sent")
+    It holds the snapshot, and not only the blocks: a fresh snapshot is counted as memory until nobody holds it.
+    """
+
+    __slots__ = ("_form", "_selection", "_sent", "_snapshot")
 
     def __init__(self, snapshot: Snapshot, selection: Selection, form: str) -> None:
-        self._blocks = snapshot.blocks
+        self._snapshot = snapshot
         self._selection = selection
         self._form = form
         self._sent = 0  # blocks
@@ -23,13 +26,13 @@ class BlockReader:
     @property
     def over(self) -> bool:
         """Whether all blocks were returned."""
-        return self._sent == len(self._blocks)
+        return self._sent == len(self._snapshot.blocks)
 
     def read(self, view: View) -> tuple[bytes, int]:
         """Return the next block, encoded now if it was not, and the number of its items. Nothing if all are sent."""
         if self.over:
             return b"", 0
-        block, selection = self._blocks[self._sent], self._selection
+        block, selection = self._snapshot.blocks[self._sent], self._selection
         self._sent += 1
         frame = view.frame(block, self._form, selection.encoding, keys_only=selection.keys_only)
         return frame, len(block.items)
@@ -40,8 +43,8 @@ class BlockReader:
         The last block is not among them.
         """
         frames: list[bytes] = []
-        items, selection = 0, self._selection
-        for block in islice(self._blocks, self._sent, max(self._sent, len(self._blocks) - 1)):
+        items, selection, blocks = 0, self._selection, self._snapshot.blocks
+        for block in islice(blocks, self._sent, max(self._sent, len(blocks) - 1)):
             frame = view.kept_frame(block, self._form, selection.encoding, keys_only=selection.keys_only)
             if frame is None or len(frame) > size:
                 break

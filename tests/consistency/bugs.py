@@ -113,7 +113,7 @@ def synced_too_early() -> None:
 
     def first_only(self: Reader) -> bytes:
         if self._blocks is not None:
-            items = [item for block in self._blocks._blocks for item in block.items]
+            items = [item for block in self._blocks._snapshot.blocks for item in block.items]
             first = Snapshot.of(self.revision, items[:10])
             self._blocks = BlockReader(first, self._selection, self._form)
         return begin(self)

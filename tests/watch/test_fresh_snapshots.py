@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from app.core.block_reader import BlockReader
 from app.core.keys import KeyRange
+from app.core.selection import Selection
 from app.core.snapshot import Snapshot
 from tests.support.feeds import followed
-from tests.watch.world import World
+from tests.watch.world import SVC, A, World
 
 
 async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
@@ -49,4 +51,25 @@ async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -
         await leaving
     subscriber.release()
     assert await waiting is None
+    await world.empty()
+
+
+async def test_a_fresh_snapshot_counts_while_a_slow_reader_holds_its_blocks() -> None:
+    """The snapshot is dropped for further readers after a while. Its values stay in memory until the last one ends."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed, memory = followed(subscriber), world.registry.channels.memory
+    without = memory.bytes
+    snapshot = await feed.fresh_snapshot(100)
+    assert snapshot is not None
+    reader = BlockReader(snapshot, Selection((SVC,)), "sse")
+    del snapshot
+    feed._fresh.forget()
+    await asyncio.sleep(0)  # asyncio lets go of the read's result
+    assert memory.bytes == without + A.size
+    del reader
+
+    assert memory.bytes == without
+    subscriber.release()
     await world.empty()
