@@ -34,7 +34,9 @@ class Connection:
         self._receive = receive
         self._send = send
         self._listener: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the message that is being sent
+        # Of the message that is being sent: the next look at the client, and what ends the send.
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.Timeout | None = None
         self._aborted = False
         self.gone = False
         self.on_gone: Callable[[], None] = nothing
@@ -81,8 +83,12 @@ class Connection:
         """End a response of unknown length after the client has acknowledged its last bytes.
 
         A client that acknowledges nothing for the send timeout is disconnected instead. Raises StuckError as ``send``
-        does: a server without our extension may still wait for its client here.
+        does: a server without our extension may still wait for its client here. A response that was dropped stays
+        incomplete.
         """
+        if self._aborted:
+            await self.cut_off()
+            return
         await self.client.until_acked(self.send_timeout)
         if not (self.ended or self.client.lost):
             await self.send(b"", more=False)
@@ -99,11 +105,14 @@ class Connection:
         again would arrive twice.
         """
         stall = StallTimer(self.send_timeout, self.client.unacked_bytes if self.client.buffered else 0)
-        deadline = asyncio.timeout(None)
-        self._look_later(stall, deadline)
+        deadline = self._deadline = asyncio.timeout(None)
+        self._look_later(stall)
         try:
             async with deadline:
-                await self._send(message)
+                try:
+                    await self._send(message)
+                finally:
+                    self._deadline = None
         except TimeoutError:
             if not deadline.expired():
                 raise  # the server raised this, not our deadline
@@ -113,21 +122,28 @@ class Connection:
             if self._timer is not None:
                 self._timer.cancel()
 
-    def _look_later(self, stall: StallTimer, deadline: asyncio.Timeout) -> None:
+    def _look_later(self, stall: StallTimer) -> None:
         # Not a nested function, which would refer to itself: each request would wait for the garbage collector.
         pause = self.send_timeout / LOOKS
-        self._timer = asyncio.get_running_loop().call_later(pause, self._look, stall, deadline, pause)
+        self._timer = asyncio.get_running_loop().call_later(pause, self._look, stall, pause)
 
-    def _look(self, stall: StallTimer, deadline: asyncio.Timeout, pause: float) -> None:
+    def _look(self, stall: StallTimer, pause: float) -> None:
         if stall.ends(self.client.unacked_bytes, pause):
-            deadline.reschedule(asyncio.get_running_loop().time())
+            self._end_send()
         else:
-            self._look_later(stall, deadline)
+            self._look_later(stall)
+
+    def _end_send(self) -> None:
+        """End the send that is under way, if there is one, with StuckError. Idempotent."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.reschedule(asyncio.get_running_loop().time())
 
     def drop(self) -> None:
-        """Abort the connection at once. The task that is sending detects the abort by itself."""
+        """Abort the connection at once. A server that cannot be told so would go on waiting for its client."""
         self._aborted = True
         self.client.abort()
+        self._end_send()
 
     async def cut_off(self) -> None:
         """Abort the connection, and discard all bytes that the client has not taken."""

@@ -242,8 +242,9 @@ class PortableSink:
 
     def end(self, reason: str, error: Exception | None) -> None:
         """See ``Sink``."""
-        del reason
         self._error = error
+        if reason == STUCK:
+            self._connection.drop()
         self._wake.set()
 
     async def run(self, source: Source) -> None:
@@ -260,7 +261,8 @@ class PortableSink:
             else:
                 await self._connection.send(self._pending)
                 self._pending = None
-                source.resume_writing()
+                if not source.ended:
+                    source.resume_writing()
         if self._error is not None:
             raise self._error
         await self._connection.finish()

@@ -159,6 +159,23 @@ async def test_a_client_that_takes_nothing(extension: bool) -> None:
     assert transport.aborted == extension
 
 
+async def test_a_response_that_is_dropped_while_the_server_waits() -> None:
+    """The send ends, also on a server that does not notice. To drop the response again changes nothing."""
+    server = Server()
+    server.takes.clear()
+    async with server.connection() as connection:
+        sending = asyncio.create_task(connection.send(b"x"))
+        await asyncio.sleep(0)
+        connection.drop()
+        connection.drop()
+        with pytest.raises(StuckError):
+            await sending
+        connection.drop()
+        await connection.finish()  # nothing more is sent
+
+    assert (len(server.sent), server.cancelled) == (1, 1)
+
+
 async def test_a_time_out_of_the_servers_own() -> None:
     """A TimeoutError of the server is an error of the server, not a stuck client."""
     server = Server()

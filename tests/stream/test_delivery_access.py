@@ -267,9 +267,10 @@ async def test_a_client_that_does_not_read_does_not_stay(world: World, fake: Fak
 
     assert len(world.gateway.registry) == 0
     assert world.gateway.streams.counters.closed == {"revoked": 1}
-    reads.set()
-    await client.task
+    await client.task  # the server is still waiting for its client
+    assert not reads.is_set()
     assert "after" not in client.text
+    assert client.sent[-1]["more_body"], "the body has no end"
 
 
 async def test_the_rules_change_between_the_check_and_the_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.streams import request, watch
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 contract = pytest.mark.etcd  # the contract for both, over real sockets
 
@@ -423,6 +423,45 @@ async def test_portable_gives_up_who_takes_nothing() -> None:
     portable.takes.clear()
     with pytest.raises(StuckError):
         await portable.run(Source(portable.sink, b"one"))
+
+
+@pytest.mark.parametrize("writing", [True, False])
+async def test_portable_breaks_off_who_must_not_stay(writing: bool) -> None:
+    """The source may give up its client before the connection does. The body then stays incomplete, at once."""
+    portable = Portable()
+    portable.takes.clear()
+    source = Source(portable.sink, *[b"one"] * writing)
+    running = asyncio.create_task(portable.run(source))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert portable.sink.ready is not writing
+    source.end(STUCK)
+    await asyncio.wait([running], timeout=HANG)
+
+    assert isinstance(running.exception(), StuckError) is writing
+    assert portable.written == [b"one"] * writing
+
+
+async def test_portable_does_not_wake_who_has_ended() -> None:
+    """A source that ends during a write would go on to read for a client that it has given up."""
+    portable = Portable()
+    portable.takes.clear()
+    woken: list[bool] = []
+
+    class Noted(Source):
+        def resume_writing(self) -> None:
+            woken.append(self.ended)
+            super().resume_writing()
+
+    source = Noted(portable.sink, b"one", b"two")
+    running = asyncio.create_task(portable.run(source))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    source.end("max-age")
+    portable.takes.set()
+    await running
+
+    assert (woken, portable.written) == ([False], [b"one", b""])
 
 
 async def test_portable_hears_of_its_clients_end() -> None:
