@@ -153,7 +153,7 @@ class SelectedHistory(AwaitingParts[Part]):
             part.waiting.clear()
             part.leave()
         self._drop()
-        self._update_awaited()
+        self._await(frozenset())
         # These refer to the channel, which refers to this history: the two would wait for the garbage collector.
         self._on_change = self._on_wait = _nothing
         self.ask_before_keeping(keep_all)

@@ -348,7 +348,7 @@ class SelectionMachine(RuleBasedStateMachine):
             self.selected.leave()
             for feed in self.feeds:
                 assert len(feed.history.followers) == 0
-            assert self.selected.bytes == 0
+            assert (self.selected.bytes, self.selected.awaited) == (0, frozenset())
 
 
 TestSelection = SelectionMachine.TestCase
@@ -506,6 +506,28 @@ def test_a_merge_that_lags_does_not_await_a_feed_that_has_come_so_far() -> None:
     assert machine.selected.awaited == {quiet, other}
     machine.deliver(number=2, revisions=7, progress=True)
     assert machine.selected.awaited == {quiet}
+
+
+def test_a_merge_that_ends_while_it_lags_waits_for_nothing() -> None:
+    """The shell would let etcd be asked for progress of the quiet feed for as long as others follow that feed."""
+    store = Store()
+    feeds = [Feed(store, one) for one in (A, B)]
+    for feed in feeds:
+        feed.start(None)
+    told: list[int] = []
+    selected = SelectedHistory(
+        [(feed.history, NoOlder(), (feed.range,)) for feed in feeds],
+        Bounds(),
+        lambda: None,
+        lambda: told.append(len(selected.awaited)),
+    )
+    selected.follow(0.0)
+    for _ in range(6):
+        store.write([b"/a/1"], deletes=False)
+        feeds[0].deliver(1, 1.0, progress=False)
+    assert told == [1]
+    selected.leave()
+    assert (told, selected.awaited) == ([1, 0], frozenset())
 
 
 def test_the_feeds_count_the_values() -> None:
