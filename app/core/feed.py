@@ -152,6 +152,8 @@ class FeedCore:
         action = find_action(TABLE, before, given)
         if isinstance(given, Restored):
             self.history.note_restored()
+            if self.history.unproven is not None:
+                self.history.unproven = "restored"  # the state to come is of another history, whatever its reason was
         commands = action(self, given, now)
         if before is State.CATCHING_UP and self.state is not State.CATCHING_UP:
             commands = (EndProof(), *commands)

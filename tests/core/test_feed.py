@@ -558,6 +558,16 @@ def test_a_snapshot_below_the_tip_is_of_another_history(revision: int, reason: R
     assert core.history.reason == reason
 
 
+@pytest.mark.parametrize("meanwhile", [(), (Created(150),), (Lost("gone"),)], ids=["opening", "reading", "waiting"])
+def test_a_restore_during_a_fresh_start_is_the_reason(meanwhile: tuple[FeedInput, ...]) -> None:
+    """The fresh start had another reason, and the new history has passed the tip: nothing else tells of the restore."""
+    core = CONFIRMING_PROBE.then(Probed("compacted"), *meanwhile, Restored()).walk()
+    if meanwhile:
+        send(core, RetryDue())
+    send(core, Created(150), taken(150, put(149)))
+    assert (core.history.log.tip, core.history.reason, core.history.ended_revision) == (150, "restored", 149)
+
+
 # --- a message over the limit ----------------------------------------------------------------------------------------
 
 AFTER_IT = ALONE.then(TOO_LARGE, Created(200), taken(200, put(198)))
