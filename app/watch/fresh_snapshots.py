@@ -13,7 +13,7 @@ from .state_reader import StateReader
 
 
 class FreshSnapshots:
-    """See the module. All readers share one read.
+    """See the module. All readers of one generation share one read.
 
     Args:
         state: reads the ranges.
@@ -30,6 +30,7 @@ class FreshSnapshots:
         self._latest: tuple[int, Snapshot] | None = None
         self._latest_at = 0.0
         self.task: asyncio.Task[Snapshot] | None = None
+        self._generation = -1  # of the log, when the task began
 
     async def get(self, at_least: int) -> Snapshot | None:
         """Return a snapshot at or above *at_least*, a revision that the channel has not reached.
@@ -43,10 +44,14 @@ class FreshSnapshots:
                 return snapshot
         if self._stopped:
             return None
+        if self.task is not None and self._generation != generation:
+            self.task.cancel()  # it may have read a history that has ended since
+            self.task = None
         if self.task is None:
             names = ", ".join(map(str, self._state.ranges))
             self.task = asyncio.create_task(self._read(), name=f"fresh snapshot {names}")
             self.task.add_done_callback(self._done)
+            self._generation = generation
         try:
             snapshot = await asyncio.shield(self.task)
         except (GatewayError, CompactedError, FutureRevisionError):
@@ -55,7 +60,7 @@ class FreshSnapshots:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return None  # the channel has ended; the caller was not cancelled
+            return None  # the channel, or the generation, has ended; the caller was not cancelled
         if generation != self._history.log.generation or snapshot.revision < at_least:
             return None
         self._latest, self._latest_at = (generation, snapshot), self._clock()
@@ -85,6 +90,7 @@ class FreshSnapshots:
         return snapshot
 
     def _done(self, task: asyncio.Task[Snapshot]) -> None:
-        self.task = None
+        if self.task is task:
+            self.task = None
         if not task.cancelled():
             task.exception()  # mark the error as retrieved: all callers may have gone

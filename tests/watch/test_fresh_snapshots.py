@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from app.core.block_reader import BlockReader
+from app.core.events import KeyValue
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.core.snapshot import Snapshot
 from tests.support.feeds import followed
-from tests.watch.world import SVC, A, World
+from tests.support.waiting import eventually
+from tests.watch.world import SVC, A, World, settled
 
 
 async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
@@ -71,5 +73,40 @@ async def test_a_fresh_snapshot_counts_while_a_slow_reader_holds_its_blocks() ->
     del reader
 
     assert memory.bytes == without
+    subscriber.release()
+    await world.empty()
+
+
+async def test_a_read_that_began_in_an_earlier_generation_is_not_shared() -> None:
+    """etcd may have been restored since: the state would be of the history that has ended."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed, read = followed(subscriber), world.etcd.snapshot
+    began, goes_on = asyncio.Event(), asyncio.Event()
+    states = [Snapshot.of(100, [KeyValue(b"/svc/old", b"", 1, 1, 1)]), Snapshot.of(100, [A])]
+
+    async def slow(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        if not newest:
+            return await read((), budget)
+        state = states.pop(0)
+        began.set()
+        await goes_on.wait()
+        return state, 1
+
+    world.etcd.snapshot = slow  # type: ignore[method-assign]
+    early = asyncio.create_task(feed.fresh_snapshot(100))
+    await began.wait()
+    feed.restored()
+    await eventually(settled(feed))
+    late = asyncio.create_task(feed.fresh_snapshot(100))
+    await asyncio.sleep(0)
+    goes_on.set()
+    assert await early is None
+    found = await late
+    assert found is not None
+    assert found.items == [A]
     subscriber.release()
     await world.empty()
