@@ -254,8 +254,10 @@ class Delivery:
 
     def on_bookmark_due(self) -> bool:
         """See ``SubscriberOwner``. If something is lacking, a bookmark may come before it, and not after it."""
+        if not self._reader.synced:
+            return False  # a comment would say nothing; ``synced`` will
         self._at_rest, self._heartbeat_due = False, True
-        lacks = self._rest is not None or not self._reader.synced or self._reader.lacks_since is not None
+        lacks = self._rest is not None or self._reader.lacks_since is not None
         self.wake()
         return not (lacks or self._heartbeat_due)
 

@@ -208,6 +208,27 @@ async def test_first_joiner_leaves_while_the_feed_starts(gateway: Gateway, fake:
     fake.release_ranges()
 
 
+async def test_a_stream_that_waits_has_no_position_to_tell(gateway: Gateway, fake: FakeEtcd) -> None:
+    """A gateway below asks for its bookmarks many times a second. A comment would not tell it anything."""
+    fake.hold_ranges()
+    client = Client(gateway, swallow)
+    await fake.until(lambda: fake.ranges_in_flight == 1)
+    await client.until("connected")
+    before = len(client.sent)
+    (subscriber,) = gateway.registry.subscribers()
+    told = []
+    for _ in range(3):
+        told.append(subscriber.send_bookmark())
+        await asyncio.sleep(0)
+    assert (told, len(client.sent)) == ([False] * 3, before)
+    fake.release_ranges()
+    await synced(client)
+    subscriber.send_bookmark()
+    await client.until("bookmark")
+    await client.leave()
+    await released(gateway, fake)
+
+
 async def test_refused_create_is_tried_again(gateway: Gateway, fake: FakeEtcd) -> None:
     """etcd refuses once, with the requested id or with -1: the feed tries again, and nothing is left over."""
     for echo in (True, False):

@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message
 
 from app.gateway import Gateway
+from app.stream.delivery import Delivery
 from app.stream.snapshot_queue import MOST_FACTOR, STREAMS_A_FACTOR, SnapshotQueue
 from tests.stream.test_sink import Transport
 from tests.stream.test_turns import begun, joined
@@ -202,7 +203,8 @@ async def test_encoded_blocks_go_two_at_a_time(gateway: Gateway, fake: FakeEtcd)
         each.full = True  # it takes one write, and then what the test lets it take
     await begun(gateway, [spoken, closed], b"prefix=/herd/")
     _, _, speaks, closes = gateway.registry.subscribers()
-    speaks.send_bookmark()
+    assert isinstance(speaks.owner, Delivery)
+    speaks.owner._heartbeat_due = True
     closes.close("revoked")
     for each in (spoken, closed):
         each.full = False

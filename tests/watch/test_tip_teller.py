@@ -12,7 +12,7 @@ from app.core.log import Bounds
 from app.core.snapshot import Snapshot
 from app.watch.notifier import Notifier
 from app.watch.subscriber import Subscriber
-from app.watch.tip_teller import PACE, TipTeller
+from app.watch.tip_teller import LONGEST_PAUSE, PACE, TipTeller
 from tests.support.virtual_time import now, virtually
 
 
@@ -111,7 +111,33 @@ def test_a_stream_that_lacks_something_is_told_until_it_knows() -> None:
         return stream.told
 
     told = virtually(run())[0]
-    assert [revision for _, revision in told] == [6, 6, 6, 6, 7]
+    assert [revision for _, revision in told] == [6, 6, 6, 7]
+
+
+def test_a_stream_that_lacks_something_for_long_is_tried_seldom() -> None:
+    """After it has it, the next try comes within as long again; after that the stream is told at once again."""
+
+    async def run() -> list[tuple[float, int]]:
+        stream = Stream()
+        teller = TipTeller(stream.subscriber, 0.0)
+        teller.start()
+        stream.lacks = True
+        stream.advance(6)
+        await asyncio.sleep(60)
+        assert len(stream.told) == 6 + 60 // LONGEST_PAUSE
+        stream.lacks = False
+        await asyncio.sleep(LONGEST_PAUSE)
+        stream.told.clear()
+        await asyncio.sleep(60)
+        assert stream.told == []
+        for revision in (7, 8):
+            stream.advance(revision)
+            await asyncio.sleep(0.1)
+        teller.stop()
+        return stream.told
+
+    (first, one), (second, other) = virtually(run())[0]
+    assert (one, other, round(second - first, 3)) == (7, 8, 0.1)
 
 
 def test_a_stream_that_has_ended_is_left() -> None:
