@@ -45,6 +45,9 @@ DENIAL_TIMEOUT = 0.75
 NEVER = float("inf")
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
+# What a client sees that has waited in vain at an etcd that answers: its compactions may defeat each read of the state,
+# for example. The log and /v1/feeds have the cause, which may name etcd's address.
+NO_STATE = "the gateway reaches etcd, but could not read the state in time"
 
 
 class Delivery:
@@ -489,12 +492,18 @@ class Delivery:
             retry_ms = self._streams.penalize(self._subscriber)
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.retry_factor if reason == TooLargeError.close_reason else 1)
-        condition = self._streams.etcd.condition
-        away = reason == UnavailableError.close_reason and condition.state != "ready"
         self._check_freshness(self._streams.clock())
-        return self._reader.close(
-            reason, retry_ms, stale=bool(self._stale_ranges), detail=condition.told if away else ""
-        )
+        detail = self._detail() if reason == UnavailableError.close_reason else ""
+        return self._reader.close(reason, retry_ms, stale=bool(self._stale_ranges), detail=detail)
+
+    def _detail(self) -> str:
+        """Return what a client may know of the reason ``unavailable``."""
+        condition = self._streams.etcd.condition
+        if condition.state != "ready":
+            return condition.told
+        channel = self._channel
+        goes_on = self._streams.registry.channel(channel.ranges) is channel  # otherwise it has ended for another reason
+        return NO_STATE if goes_on and not channel.history.joinable else ""
 
     def _resolve_cursor(self) -> bool:
         """See ``CursorResolver.advance``."""

@@ -11,10 +11,10 @@ from starlette.types import Message
 from app.core.feed import FeedCore
 from app.core.feed_messages import Commands, FeedInput, Stop
 from app.core.keys import KeyRange
-from app.core.reader import Reader
+from app.core.reader import LONGEST_WAIT, Reader
 from app.core.state_table import InvalidTransitionError
 from app.gateway import Gateway
-from app.stream.delivery import Delivery
+from app.stream.delivery import NO_STATE, Delivery
 from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
@@ -229,6 +229,29 @@ async def test_a_stream_that_waits_has_no_position_to_tell(gateway: Gateway, fak
     await released(gateway, fake)
 
 
+async def test_a_stream_that_gets_no_state_is_told_why(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd answers everything else: its compactions may defeat each read of the state, for example."""
+    other = Client(gateway, query=b"prefix=/other/")
+    await synced(other)
+    await other.leave()
+    await released(gateway, fake)
+    fake.hold_ranges()
+    client = Client(gateway, swallow)
+    await fake.until(lambda: fake.ranges_in_flight == 1)
+    (subscriber,) = gateway.registry.subscribers()
+    assert isinstance(subscriber.owner, Delivery)
+    later = gateway.clock() + LONGEST_WAIT + 1
+    monkeypatch.setattr(gateway.streams, "clock", lambda: later)
+    subscriber.owner.tick(later)
+    await client.task
+    assert '"reason":"unavailable","retry_ms":' in client.text
+    assert f'"detail":"{NO_STATE}"' in client.text
+    fake.release_ranges()
+    await released(gateway, fake)
+
+
 async def test_refused_create_is_tried_again(gateway: Gateway, fake: FakeEtcd) -> None:
     """etcd refuses once, with the requested id or with -1: the feed tries again, and nothing is left over."""
     for echo in (True, False):
@@ -295,6 +318,7 @@ async def test_a_feed_that_fails_takes_no_other_with_it(
 
     await eventually(seen)
     assert '"reason":"unavailable"' in failing.text
+    assert NO_STATE not in failing.text, "the reason is another one"
     healthy.leaves.set()
     await healthy.task
     await released(gateway, fake)
