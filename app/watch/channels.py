@@ -293,8 +293,7 @@ class Channels(AlwaysTrue):
 
     def check_all(self) -> None:
         """Start the pins, and check how stale and how old everything is. The registry calls this once a second."""
-        if not self._stopping:
-            self.feeds.check_all()
+        self.feeds.check_all()
         now = self._clock()
         self._too_large = {what: until for what, until in self._too_large.items() if until > now}
         for channel in list(self._selected()):

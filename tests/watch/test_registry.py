@@ -15,7 +15,7 @@ from app.watch import registry as module
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
 from tests.support.waiting import eventually
-from tests.watch.world import SVC, World
+from tests.watch.world import SVC, StubWatch, World
 
 OTHER, PINNED = KeyRange("prefix", b"/other/"), KeyRange("prefix", b"/pinned/")
 
@@ -204,4 +204,24 @@ async def test_staleness_is_looked_at_again_and_again(monkeypatch: pytest.Monkey
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    await world.empty()
+
+
+async def test_what_is_stale_is_stale_during_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last streams stay for GATEWAY_DRAIN_WINDOW. If etcd is lost meanwhile, they must not say `live`."""
+    world = World(pins=[SVC], stale_after=5.0)
+    subscriber = world.subscribe()
+    await world.told(subscriber)
+    feed, registry = followed(subscriber), world.registry
+    registry.drain()
+    registry.channels.check_all()
+    stale = [feed.stale_ranges]
+    later = world.clock() + 6.0
+    monkeypatch.setattr(StubWatch, "proven_at", lambda _watch, _reached: None)
+    feed._clock = lambda: later
+    registry.channels.check_all()
+    assert [*stale, feed.stale_ranges] == [(), (SVC,)]
+    subscriber.release()
+    registry.channels.check_all()
+    assert len(registry.feeds) == 0, "a pin does not start again"
     await world.empty()
