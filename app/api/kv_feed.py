@@ -48,6 +48,11 @@ def readable(channel: Channel, revision: int) -> bool:
     return channel.history.joinable and channel.history.log.tip >= revision
 
 
+def state_of(channel: Channel) -> GatewayState:
+    """Return what ``X-Gateway-State`` says of a channel now."""
+    return "stale" if channel.stale_ranges else "live"
+
+
 class FeedReads:
     """See the module."""
 
@@ -127,7 +132,7 @@ class FeedReads:
         count = snapshot.count
         whole = read.page is None and not selection.count_only and count <= read.limit
         tag = ETag(epoch, snapshot.newest, count) if whole else None
-        return Seen(snapshot.revision, epoch, tag, "stale" if channel.stale_ranges else "live")
+        return Seen(snapshot.revision, epoch, tag, state_of(channel))
 
     def has_page(self, channel: Channel, read: KvRead) -> bool:
         """Whether the channel still has the state that the page is of. Otherwise only etcd can have it.

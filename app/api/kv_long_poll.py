@@ -18,7 +18,7 @@ from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
 from .kv_answer import KvAnswers
-from .kv_feed import FeedReads
+from .kv_feed import FeedReads, state_of
 from .kv_request import Reads
 from .requests import address_of, request_id_of
 
@@ -98,9 +98,10 @@ class LongPoll(Response):
                 answers.check_permit()
                 raise feed.why_not(subscriber)
             if connection.gone or answers.has(seen.tag):
-                return answers.without_body(seen.revision, seen.tag, seen.state)
+                # A channel that cannot be read any more was not looked at again, and may have become stale.
+                return answers.without_body(seen.revision, seen.tag, state_of(channel))
             await self._until_readable(subscriber)
-            return answers.of(await feed.body(channel, read), seen.state)
+            return answers.of(await feed.body(channel, read), state_of(channel))
 
     async def _until_readable(self, subscriber: Subscriber) -> None:
         """See ``FeedReads.until_readable``. If the permit has ended meanwhile, that is the reason for the failure."""

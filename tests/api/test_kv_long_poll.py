@@ -13,6 +13,7 @@ from starlette.types import Message
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
+from app.watch.feed import Feed
 from tests.support.asgi_client import OURS, http_scope, released
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import HANG, eventually
@@ -98,6 +99,23 @@ async def test_nothing_changes(gateway: Gateway, fake: FakeEtcd, http: httpx.Asy
     assert answer.headers["etag"] == tag
     assert answer.headers["preference-applied"] == "wait=1"
     assert ("x-gateway-state" in answer.headers) == (source == "feed")
+    await released(gateway, fake)
+
+
+async def test_a_wait_that_ends_during_an_outage_says_stale(
+    gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed has begun anew, and etcd is away: nothing is seen of the state since, and so nothing is known of it."""
+    tag = await tag_of(http, "prefix=/svc/")
+    polling = poll(http, "prefix=/svc/&consistency=feed", tag, wait=1)
+    await held(gateway)
+    (feed,) = gateway.registry.feeds
+    feed.history.unproven = "lagged"
+    monkeypatch.setattr(Feed, "stale_ranges", feed.ranges)
+    feed.notifier.notify()
+    answer = await polling
+
+    assert (answer.status_code, answer.headers["x-gateway-state"]) == (304, "stale")
     await released(gateway, fake)
 
 
