@@ -45,13 +45,8 @@ class KvEndpoint:
         answers = await self.parse_and_authorize(request)
         self._gateway.capacity.check()
         if answers.wait:
-            return LongPoll(self._gateway, self._etcd, self._feed, answers, request)
-        try:
-            counted = await self._counted(answers.caller)
-        except OverCapacityError as error:
-            self._gateway.streams.counters.refused[error.code] += 1
-            raise
-        with counted as reading:
+            return LongPoll(self._gateway, self._etcd, self._feed, answers, request, self._counted_or_refused)
+        with await self._counted_or_refused(answers.caller) as reading:
             if answers.asked.consistency == "feed":
                 return reading.until_sent(await self._from_feed(answers))
             return reading.until_sent(answers.of(await self._etcd.read(answers.asked)))
@@ -78,6 +73,14 @@ class KvEndpoint:
         A read that waits for a change counts as a stream instead.
         """
         return CountedRead(await self._gateway.begin_read(caller))
+
+    async def _counted_or_refused(self, caller: Caller | None) -> CountedRead:
+        """See ``_counted``. A refusal is counted, too."""
+        try:
+            return await self._counted(caller)
+        except OverCapacityError as error:
+            self._gateway.streams.counters.refused[error.code] += 1
+            raise
 
     async def parse_and_authorize(self, request: Request) -> KvAnswers:
         """Return what a request asks for. Raises GatewayError: the request is wrong, or not allowed."""

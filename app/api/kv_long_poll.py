@@ -1,22 +1,25 @@
 """A long poll: an answer of ``/v1/kv`` that is held until the state differs from what the client has.
 
 The client sends ``If-None-Match`` and ``Prefer: wait=30``. While the answer is held, the request counts as a stream: it
-is a subscriber of the channel, and a drain answers it.
+is a subscriber of the channel, and a drain answers it. An answer that is not held counts as a read, like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import DrainingError, GatewayError
+from ..core.quotas import Caller
 from ..gateway import Gateway
 from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
+from .counted_read import CountedRead
 from .kv_answer import KvAnswers
 from .kv_feed import FeedReads, state_of
 from .kv_request import Reads
@@ -24,10 +27,19 @@ from .requests import address_of, request_id_of
 
 
 class LongPoll(Response):
-    """See the module."""
+    """See the module. *counted*: counts a read for its caller's quotas."""
 
-    def __init__(self, gateway: Gateway, etcd: Reads, feed: FeedReads, answers: KvAnswers, request: Request) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        etcd: Reads,
+        feed: FeedReads,
+        answers: KvAnswers,
+        request: Request,
+        counted: Callable[[Caller | None], Awaitable[CountedRead]],
+    ) -> None:
         super().__init__()
+        self._counted = counted
         self._gateway = gateway
         self._etcd = etcd
         self._feed = feed
@@ -92,8 +104,10 @@ class LongPoll(Response):
                 seen = feed.look(channel, read)
                 return not answers.has(seen.tag) and answers.newest(seen.epoch) <= seen.revision
 
-            ahead = answers.newest(seen.epoch) > seen.revision
-            await waiter.until(over, answers.wait, ahead=ahead)
+            held = not over()
+            if held:
+                ahead = answers.newest(seen.epoch) > seen.revision
+                await waiter.until(over, answers.wait, ahead=ahead)
             if subscriber.closing not in (None, DrainingError.close_reason):
                 answers.check_permit()
                 raise feed.why_not(subscriber)
@@ -101,7 +115,8 @@ class LongPoll(Response):
                 # A channel that cannot be read any more was not looked at again, and may have become stale.
                 return answers.without_body(seen.revision, seen.tag, state_of(channel))
             await self._until_readable(subscriber)
-            return answers.of(await feed.body(channel, read), state_of(channel))
+            with CountedRead(None) if held else await self._counted(answers.caller) as reading:
+                return reading.until_sent(answers.of(await feed.body(channel, read), state_of(channel)))
 
     async def _until_readable(self, subscriber: Subscriber) -> None:
         """See ``FeedReads.until_readable``. If the permit has ended meanwhile, that is the reason for the failure."""
@@ -114,9 +129,10 @@ class LongPoll(Response):
     async def _from_etcd(self, connection: Connection) -> Response:
         """Read, and read again when the channel shows a change after the last read. The last answer is a read, too."""
         etcd, feed, answers, asked = self._etcd, self._feed, self._answers, self._answers.asked
-        body = await etcd.read(asked)
-        if not answers.has(body.tag):
-            return answers.of(body)
+        with await self._counted(answers.caller) as reading:
+            body = await etcd.read(asked)
+            if not answers.has(body.tag):
+                return reading.until_sent(answers.of(body))
         loop = asyncio.get_running_loop()
         end = loop.time() + answers.wait
         with await self._subscribe() as subscriber:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from app.core.quotas import Caller, client_address
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -318,3 +319,34 @@ async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> No
         assert (refused.status_code, refused.json()["code"]) == (429, "address-streams")
         assert answer.status_code == 200
         assert (len(quotas.identities), len(quotas.addresses)) == (0, 0)
+
+
+@SOURCES
+async def test_an_answer_that_is_not_held_counts_as_a_read(fake: FakeEtcd, source: str) -> None:
+    """Otherwise two headers would lead around the quota. A wait gives the read back, and counts as a stream."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "address_reads": 1}))
+    quotas = gateway.registry.quotas
+    assert quotas is not None
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://test", timeout=HANG
+        ) as http,
+    ):
+        query = f"prefix=/svc/&consistency={source}"
+        tag = await tag_of(http, query)
+        polling = poll(http, query, tag)
+        await held(gateway)
+        assert quotas.addresses.reading == 0
+        under_way = quotas.begin_read(Caller("", client_address("127.0.0.1")))
+        refused = await poll(http, query, 'W/"another"')
+        under_way.release()
+        allowed = await poll(http, query, 'W/"another"')
+        fake.put(b"/svc/a", b"2")
+        answer = await polling
+
+        assert (refused.status_code, refused.json()["code"]) == (429, "address-reads")
+        assert (allowed.status_code, answer.status_code) == (200, 200)
+        assert gateway.streams.counters.refused["address-reads"] == 1
+        assert quotas.addresses.reading == 0
+    await released(gateway, fake)
