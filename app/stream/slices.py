@@ -6,11 +6,14 @@ One pass over 5,000 streams would block the event loop, and the events of all ot
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from ..core.turn_share import TurnShare
 from ..ports import Clock
+
+logger = logging.getLogger("gateway.stream")
 
 T = TypeVar("T")
 
@@ -20,7 +23,10 @@ LEAST, MOST = 0.0001, 0.0005
 
 
 class Slices(Generic[T]):
-    """Calls *do* for each of *items*: the first slice at once, the others in later turns of the loop."""
+    """Calls *do* for each of *items*: the first slice at once, the others in later turns of the loop.
+
+    An error of one item is logged, and keeps no other item from its call.
+    """
 
     __slots__ = ("_clock", "_do", "_items", "_share", "running")
 
@@ -40,7 +46,10 @@ class Slices(Generic[T]):
     def _slice(self) -> None:
         until = self._share.begin()
         for item in self._items:
-            self._do(item)
+            try:
+                self._do(item)
+            except Exception:
+                logger.exception("work on one of many streams failed")
             if self._clock() >= until:
                 self._share.end(more=True)
                 asyncio.get_running_loop().call_soon(self._slice)

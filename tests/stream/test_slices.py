@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from app.stream.slices import LEAST, Slices
 
 
@@ -79,3 +81,17 @@ async def test_what_is_stopped_does_nothing_more() -> None:
 async def test_no_items() -> None:
     """Work on nothing is over at once."""
     assert not Work(1.0).begin(0).running
+
+
+async def test_an_error_of_one_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """A stream whose check fails must not let all the others read on."""
+    done: list[int] = []
+
+    def do(item: int) -> None:
+        done.append(item)
+        if item == 1:
+            raise RuntimeError("seeded")
+
+    slices = Slices(range(3), do, Work(0.0).clock)
+    assert (done, slices.running) == ([0, 1, 2], False)
+    assert "seeded" in caplog.text
