@@ -108,8 +108,13 @@ async def test_a_fixed_token_that_has_expired_is_final() -> None:
 @pytest.mark.parametrize("late", [100, 200])
 async def test_a_token_that_is_not_yet_replaced(late: int, tmp_path: Path) -> None:
     """The kubelet is late: the client waits for the file, named and stale, and not for ever."""
-    file, now = tmp_path / "token", 0.0
+    file, now = tmp_path / "token", -3600.0
     file.write_text("one")
+
+    def away(_: httpx.Request) -> httpx.Response:
+        nonlocal now
+        now = 0.0  # an hour later: the time for which no gateway answered is no part of the wait for the file
+        return httpx.Response(502)
 
     def answer(request: httpx.Request) -> httpx.Response:
         nonlocal now
@@ -120,7 +125,7 @@ async def test_a_token_that_is_not_yet_replaced(late: int, tmp_path: Path) -> No
             file.write_text("two")
         return problem(401, "unauthorized")
 
-    gateway = Gateway(scripted(state(10), close("revoked")), *[answer] * 20)
+    gateway = Gateway(scripted(state(10), close("revoked")), away, *[answer] * 20)
     reasons = []
     mirror = Mirror(URL, "/c/", token=file, on_state=lambda found: reasons.append(found.reason), transport=gateway)
     mirror._clock, mirror._draw = lambda: now, lambda: -1 / 9  # no delay
@@ -131,7 +136,25 @@ async def test_a_token_that_is_not_yet_replaced(late: int, tmp_path: Path) -> No
         else:
             with pytest.raises(RefusedError, match="401 unauthorized"):
                 await mirror.until(lambda _: False, HANG)
-            assert (now, mirror.state) == (150, "closed")
+            assert (now, mirror.state) == (200, "closed")  # 150 s after the first answer to both questions
+
+
+async def test_another_token_is_refused_too() -> None:
+    """A new token may reach the gateway later than the client: the wait is as long as for a token that stays."""
+    made = 0
+
+    def make() -> str:
+        nonlocal made
+        made += 1
+        return str(made)
+
+    gateway = Gateway(scripted(state(10), close("revoked")), *[problem(401, "unauthorized") for _ in range(4)])
+    mirror = Mirror(URL, "/c/", token=make, transport=gateway)
+    mirror._clock, mirror._draw = lambda: 0.0, lambda: -1 / 9  # no delay
+    async with mirror:
+        (await gateway.stream()).send(synced(11))
+        await mirror.until(lambda found: found.revision == 11 and found.state == "live", HANG)
+    assert tokens(gateway) == ["1", "2", "3", "4", "5", "6"]
 
 
 async def test_a_scope_that_shrinks() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,22 +189,28 @@ async def test_another_gateway_takes_over() -> None:
 
 
 async def test_a_token_is_asked_for_each_connection() -> None:
-    """A token that has just ended is replaced; a second refusal is final."""
-    tokens: Iterator[str] = iter("abcdefg")
+    """A token that has just ended is replaced; one that was valid is asked for again for a while."""
+    now, tokens = 0.0, iter("abcdefg")
+
+    def much_later(_: httpx.Request) -> httpx.Response:
+        nonlocal now
+        now = 150
+        return problem(401, "unauthorized")
+
     gateway = Gateway(
         scripted(state(10), b"oops\n"), problem(401, "unauthorized"), scripted(synced(11), b"oops\n"),
-        problem(401, "unauthorized"), problem(401, "unauthorized"),
+        problem(401, "unauthorized"), problem(401, "unauthorized"), problem(401, "unauthorized"), much_later,
     )  # fmt: skip
 
     async def token() -> str:
         return next(tokens) + "\n"
 
     mirror = Mirror(URL, "/c/", token=token, transport=gateway)
-    mirror._draw = lambda: 0.0
+    mirror._clock, mirror._draw = lambda: now, lambda: -1 / 9  # no delay
     with pytest.raises(RefusedError, match="401 unauthorized: no"):
         async with mirror, asyncio.timeout(HANG):
             await mirror.until(lambda _: False)
-    assert [request.headers["authorization"] for request in gateway.requests] == [f"Bearer {one}" for one in "abcde"]
+    assert [request.headers["authorization"] for request in gateway.requests] == [f"Bearer {one}" for one in "abcdefg"]
 
 
 async def test_a_source_of_tokens_that_fails() -> None:

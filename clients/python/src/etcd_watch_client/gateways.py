@@ -16,8 +16,8 @@ from .framing import Format
 from .selection import base_url
 from .tls import Http
 
-# Seconds for which a client waits until the source of its token has another one. The kubelet takes up to two minutes to
-# write a Secret that has changed into a pod's files.
+# Seconds after which no other token is hoped for, from the first refusal on. The kubelet takes up to two minutes to
+# write a Secret that has changed into a pod's files, those of the gateway too.
 _RENEWAL = 150.0
 # Seconds between two questions for a newer token. Some sources make a token for each question, so every token is newer;
 # and if it lived less than the gateway's 30 s of notice, a new stream would be opened without a pause.
@@ -57,6 +57,7 @@ class Gateways:
         self._backoff = Backoff(len(self._urls), draw())
         self._asked = 0.0  # when the stream began, or the source of the token was last asked
         self._expires = False  # whether the gateway has said that the token of this stream is about to end
+        self._refused: float | None = None  # since when tokens are refused; None if the last one was accepted
 
     @property
     def several(self) -> bool:
@@ -84,20 +85,21 @@ class Gateways:
         url += f"&min_revision={min_revision}" if min_revision else ""
         url += f"&last_event_id={cursor}" if cursor else ""
         client, self._expires, self._asked = await self._http.client(), False, self._clock()
-        before = None
+        is_second = False
         while True:
             stream = messages(client, url, await self._headers(), self._form, silence_timeout)
             try:
                 async with contextlib.aclosing(stream):
                     async for received in stream:
+                        self._refused = None
                         yield received
                         await self._end(received)
             except RefusedError as error:
-                if error.status == httpx.codes.UNAUTHORIZED and before is None and self._bearer.renewable:
+                if error.status == httpx.codes.UNAUTHORIZED and not is_second and self._bearer.renewable:
                     # The token may have been replaced a moment ago: its source is asked once more.
-                    before = self._bearer.sent
+                    is_second = True
                     continue
-                if self._may_pass(error, replaced=before != self._bearer.sent):
+                if self._may_pass(error):
                     raise StreamEnd(str(error)) from error
                 raise
 
@@ -128,12 +130,14 @@ class Gateways:
             msg = f"the token cannot be had: {error!r}"
             raise StreamEnd(msg) from error
 
-    def _may_pass(self, error: RefusedError, *, replaced: bool) -> bool:
-        """Whether a refusal of what was granted before is tried again. *replaced*: another token was refused, too."""
-        age = self._age()
-        if age is None:
+    def _may_pass(self, error: RefusedError) -> bool:
+        """Whether a refusal of what was granted before is tried again."""
+        if self._age() is None:
             return False
         if error.status == httpx.codes.UNAUTHORIZED:
-            return self._bearer.renewable and not replaced and age < _RENEWAL
+            # Not since the mirror was current: etcd, or every gateway, may have been away for longer.
+            if self._refused is None:
+                self._refused = self._clock()
+            return self._bearer.renewable and self._clock() - self._refused < _RENEWAL
         # Another member of etcd, or another gateway, can do it again.
         return error.status == httpx.codes.NOT_IMPLEMENTED
