@@ -169,6 +169,15 @@ async def test_it_is_not_live_when_nobody_feeds_it() -> None:
         assert (mirror.state, mirror.age) == ("stale", 1)
 
 
+async def test_a_mirror_that_is_left_at_once_is_closed() -> None:
+    """Its task was cancelled before its first step. Nobody waits for ever."""
+    async with Mirror(URL, "/c/", transport=Gateway()) as mirror:
+        changes = mirror.changes()
+    assert (mirror.state, mirror.reason) == ("closed", "closed")
+    async with asyncio.timeout(HANG):
+        assert [change async for change in changes] == []
+
+
 async def test_another_gateway_takes_over() -> None:
     """The next gateway resumes the stream; the reason names the gateway that failed."""
     reasons = []

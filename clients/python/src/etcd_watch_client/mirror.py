@@ -296,6 +296,8 @@ class Mirror(Mapping[K, V]):
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+        if not self._ended:  # the task was cancelled before its first step
+            self._end("closed", None)
         if self._error is not None and not self._raised and error is None:
             raise self._error
 
