@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from .errors import StreamEnd
@@ -69,10 +70,14 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Whether etcd proves that the stream is current. ``expires``: the credentials of the stream are about to end."""
+    """Whether etcd proves that the stream is current. ``expires``: the credentials of the stream are about to end.
+
+    ``since`` is the time of the last proof if the stream is stale, in seconds since 1970, by the gateway's clock.
+    """
 
     stale: bool
     expires: bool = False
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ def _event(members: Any) -> Event | None:
         case "bookmark":
             return Bookmark(_revision(members["revision"]), _text(members["state"]) == "stale")
         case "status":
-            return Status(_text(members["state"]) == "stale", "expires" in members)
+            return Status(_text(members["state"]) == "stale", "expires" in members, _time(members.get("since")))
         case "close":
             return Close(_text(members["reason"]), _seconds(members["retry_ms"]) / 1000)
         case _:
@@ -168,6 +173,14 @@ def _revision(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(value)
     return value
+
+
+def _time(value: object) -> float | None:
+    # It is only the age that a client shows: a stream is not broken by a time that cannot be read.
+    try:
+        return datetime.fromisoformat(_text(value)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _seconds(value: object) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import logging
 import random
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from .changes import Change, Changes, View
 from .checkpoint import Checkpoint
 from .credentials import Bearer
 from .errors import DecodeError, RefusedError, StreamEnd
-from .events import Entry
+from .events import Entry, Message, Status
 from .gateways import Gateways
 from .options import Options, check, merging
 from .replica import OUT_OF_REACH, Commit, Replica, State
@@ -114,6 +115,7 @@ class Mirror(Mapping[K, V]):
         self._decoded: dict[bytes, tuple[Entry, V]] = {}
         self._draw = random.random
         self._clock = clock.now
+        self._wall = time.time
         self._gateways = Gateways(
             gateways,
             self._selection.query + merging(options.get("latest")),
@@ -238,7 +240,12 @@ class Mirror(Mapping[K, V]):
 
     async def synced(self, timeout: float | None = None) -> None:
         """Wait until the mirror is live. Raise what ended the mirror, or TimeoutError with the reason."""
-        await self.until(lambda mirror: mirror.state == "live", timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                while self.state != "live":  # also if it was, and the gateway says at once that etcd is out of reach
+                    await self.until(lambda mirror: mirror.state == "live")
+        except TimeoutError:
+            raise self._given_up(timeout) from None
 
     async def until(self, condition: Callable[[Mirror[K, V]], object], timeout: float | None = None) -> None:
         """Wait until ``condition(mirror)`` is true. It is asked after each change: no state is skipped."""
@@ -253,12 +260,13 @@ class Mirror(Mapping[K, V]):
         except TimeoutError:
             if waiter.done() and not waiter.cancelled():
                 raise  # the condition itself raised it
-            msg = f"gave up after {timeout:g} s: the mirror is {self.state}" + (
-                f" ({self.reason})" if self.reason else ""
-            )
-            raise TimeoutError(msg) from None
+            raise self._given_up(timeout) from None
         finally:
             self._waiters = [one for one in self._waiters if one[1] is not waiter]
+
+    def _given_up(self, timeout: float | None) -> TimeoutError:
+        why = f" ({self.reason})" if self.reason else ""
+        return TimeoutError(f"gave up after {timeout:g} s: the mirror is {self.state}{why}")
 
     def changes(self) -> Changes[K, V]:
         """Return an async iterator of the changes from now on; before `synced`, the first one is the whole state."""
@@ -333,6 +341,7 @@ class Mirror(Mapping[K, V]):
                     for message in received:
                         with self._guard:
                             commit = replica.take(message)
+                        self._look_back(message)
                         await self._apply(commit)
                     waiting = self._clock()
                     if replica.reason != OUT_OF_REACH:
@@ -345,6 +354,13 @@ class Mirror(Mapping[K, V]):
             self._tell_state()
             return wait
         raise AssertionError
+
+    def _look_back(self, message: Message) -> None:
+        """The gateway may say late that etcd has proven nothing, also of a state that it has just sent."""
+        event = message.event
+        if isinstance(event, Status) and event.stale and event.since is not None and self._replica.synced:
+            proven = self._clock() - (self._wall() - event.since)
+            self._proven = proven if self._proven is None else min(self._proven, proven)
 
     async def _apply(self, commit: Commit | None) -> None:
         if self._replica.state == "live":

@@ -112,7 +112,7 @@ class Replica:
                 self.revision = revision
                 # `stale` without a `status` before: the cause is this stream, which is behind, and not etcd.
                 self._doubt = (self._doubt or BEHIND) if stale else ""
-            case Status(stale, _):
+            case Status(stale):
                 self._doubt = OUT_OF_REACH if stale else ""
         return None
 
