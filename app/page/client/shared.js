@@ -13,7 +13,9 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
 
   const ask = (request, { headers, signal }) => new Promise((resolve, reject) => {
     signal.throwIfAborted();
+    broken = true; // if the constructor throws: not every page may have a worker
     const worker = new SharedWorker(workerUrl, { type: 'module', name: `etcd-watch-client ${PROTOCOL}` });
+    broken = false;
     const { port } = worker;
     const { response, write, fail } = written();
     let begun = false;

@@ -245,4 +245,16 @@ describe('shared mirrors', LIMIT, () => {
     (await gateway.stream()).open().state(10);
     await mirror.synced();
   });
+
+  test('a page that may have no worker has its own connection', async () => {
+    globalThis.SharedWorker = class {
+      constructor() { throw new DOMException('Access is denied to shared workers', 'SecurityError'); } // in a sandbox
+    };
+    const mirror = follow();
+    await until(() => mirror.state === 'disconnected');
+    assert.equal(mirror.reason, 'no answer: Access is denied to shared workers');
+    (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    assert.ok(mirror.provenAt && mirror.lastHeard >= mirror.provenAt);
+  });
 });
