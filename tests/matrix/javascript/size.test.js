@@ -10,7 +10,7 @@ const FOLDER = new URL('node_modules/etcd-watch-client/', import.meta.url);
 const MIRROR = ['etcd-watch-client.js'];
 const PARTS = {
   'the mirror': [MIRROR, 6175],
-  'for a token': [['tokens.js'], 800],
+  'for a token': [['tokens.js'], 860],
   'for Server-Sent Events': [['event-source.js', 'written.js'], 2100],
   'for one connection of all tabs': [['shared.js', 'written.js'], 1850],
   'the worker of all tabs': [['shared-worker.js'], 3300],
