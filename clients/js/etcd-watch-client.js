@@ -103,7 +103,7 @@ function follow(mirror, url, ranges, options) {
   for (const name in unknown) demand(0, `there is no option ${name}`);
   demand((decode ?? fetch).call && fetch.call, 'decode and fetch are functions');
   const wanted = { ...(keysOnly && { keys_only: 1 }), ...(mode && { mode }), ...query, format: 'ndjson' };
-  const address = addressOf(url, ranges, wanted);
+  let address = addressOf(url, ranges, wanted);
   const closed = new AbortController();
   let chosen; // what asks the gateway: a promise of a function like fetch()
   let phase = CONNECTING; // the state while no stream is open
@@ -304,6 +304,7 @@ function follow(mirror, url, ranges, options) {
       heartbeat = event.heartbeat || heartbeat;
       failures = 0;
       synced = true;
+      address = address.replace(/&min_revision=\d+/, ''); // it is reached; after a restore it may never be again
       commit(event.revision);
     }],
     bookmark: [{ revision: 0, state: '' }, ({ state, revision }) => {

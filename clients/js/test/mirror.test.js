@@ -16,6 +16,21 @@ describe('what it asks for', LIMIT, () => {
     assert.equal(request.headers.accept, 'application/x-ndjson');
   });
 
+  test('a least revision until it is reached: after a restore, etcd may be below it', async () => {
+    const mirror = follow({ query: { min_revision: 70 } });
+    const asked = [];
+    const next = async () => {
+      const stream = await gateway.stream();
+      asked.push(stream.query.get('min_revision'));
+      return stream.open();
+    };
+    (await next()).send('close', { reason: 'revision-not-reached', retry_ms: 1 });
+    (await next()).state(70).state(30, {}, { reason: 'restored' }).send('close', { reason: 'max-age', retry_ms: 1 });
+    (await next()).synced(31);
+    await mirror.synced();
+    assert.deepEqual([mirror.revision, asked], [31, ['70', '70', null]]);
+  });
+
   test('the path under which a proxy serves the gateway', async () => {
     kept(new Mirror(`${gateway.url}/etcd//?x=1#top`, ''));
     assert.equal((await gateway.stream()).request.url, '/etcd/v1/watch?prefix=&format=ndjson');

@@ -183,11 +183,11 @@ async def test_a_scope_that_shrinks() -> None:
 async def test_a_revision_is_demanded_until_it_is_reached() -> None:
     """After a restore, etcd may be below it: a stream that was once there is not kept from resuming."""
     gateway = Gateway(
-        scripted(close("revision-not-reached")), scripted(state(70, a="1"), close("max-age"))
+        scripted(close("revision-not-reached")), scripted(state(70), state(30, "restored", a="1"), close("max-age"))
     )  # fmt: skip
     async with Mirror(URL, "/c/", min_revision=70, transport=gateway) as mirror:
         body = await gateway.stream()
-        body.send(synced(71))
+        body.send(synced(31))
         await mirror.synced(HANG)
     assert [request.url.params.get("min_revision") for request in gateway.requests] == ["70", "70", None]
 

@@ -363,6 +363,8 @@ class Mirror(Mapping[K, V]):
             self._proven = proven if self._proven is None else min(self._proven, proven)
 
     async def _apply(self, commit: Commit | None) -> None:
+        if self._replica.synced:
+            self._min_revision = 0  # it is reached; after a restore it may never be again
         if self._replica.state == "live":
             self._proven = self._clock()
             self._gateways.succeed()
