@@ -19,10 +19,14 @@ export function useMirror(url, ranges, options = {}) {
           token: typeof token === 'function' ? () => latest.current.token() : token,
           decode: decode && ((...words) => latest.current.decode(...words)),
         });
-        return observe(mirror, (snapshot) => {
+        const close = observe(mirror, (snapshot) => {
           shown = snapshot;
           notify();
         });
+        return () => {
+          close();
+          shown = NOTHING; // who is shown again (<Activity>) must not show what was live then
+        };
       },
       read: () => shown,
     };
