@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 import httpx
@@ -129,6 +130,58 @@ def test_a_start_that_fails_raises() -> None:
     with pytest.raises(TimeoutError, match="no route"):
         ConfigDict(URL, "/c/", timeout=0.05, transport=away).start()
     assert not [one for one in threading.enumerate() if one.name == "etcd-watch"]
+
+
+def test_a_thread_without_a_loop_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may have no descriptor left. `start` says so, and does not wait for the thread that has ended."""
+
+    def run(_main: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "run", run)
+    failed: list[OSError] = []
+
+    def start() -> None:
+        try:
+            ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway()).start()
+        except OSError as error:
+            failed.append(error)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    starting.join(HANG)
+    assert [error.errno for error in failed] == [errno.EMFILE]
+
+
+def test_it_may_be_closed_before_its_thread_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does during the start. The thread ends all the same."""
+    begun, go, run = threading.Event(), threading.Event(), asyncio.run
+
+    def run_later(main: Coroutine[object, object, None]) -> None:
+        begun.set()
+        go.wait(HANG)
+        run(main)
+
+    monkeypatch.setattr(asyncio, "run", run_later)
+    config = ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway())
+
+    def start() -> None:
+        with contextlib.suppress(RuntimeError):  # it is closed
+            config.start()
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    assert begun.wait(HANG)
+    closing = threading.Thread(target=config.close, daemon=True)
+    closing.start()
+    while not config._closing:
+        closing.join(0.001)
+    go.set()
+    closing.join(HANG)
+    starting.join(HANG)
+    assert not closing.is_alive()
+    assert not starting.is_alive()
+    assert config.state == "closed"
 
 
 def test_it_starts_without_a_gateway(tmp_path: Path) -> None:

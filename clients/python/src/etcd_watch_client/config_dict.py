@@ -94,6 +94,7 @@ class ConfigDict(Mapping[K, V]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._closing = False
         self._over: Future[None] = Future()  # done when the thread has ended
         self._process = os.getpid()
 
@@ -212,6 +213,7 @@ class ConfigDict(Mapping[K, V]):
         """End the thread. Idempotent. The last state can still be read."""
         if self._thread is None or self._is_forked:
             return
+        self._closing = True  # for a thread that has no loop yet
         if self._loop is not None and self._stop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not threading.current_thread():
@@ -230,13 +232,22 @@ class ConfigDict(Mapping[K, V]):
         return self._thread is not None and self._process != os.getpid()
 
     def _live(self, ready: Future[None]) -> None:
+        main = self._run(ready)
         try:
-            asyncio.run(self._run(ready))
+            asyncio.run(main)
+        except OSError as error:  # there is no descriptor left for the loop
+            if ready.done():
+                raise
+            ready.set_exception(error)
         finally:
+            main.close()
             self._over.set_result(None)
 
     async def _run(self, ready: Future[None]) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if self._closing:
+            self._stop.set()
         try:
             async with self._mirror:
                 ready.set_result(None)
