@@ -15,14 +15,20 @@ numbers = st.integers(0, 2**63)
 entries = st.builds(Entry, st.binary(), st.none() | st.binary(), numbers, numbers, numbers, st.none() | st.just("7f"))
 
 
-@given(st.lists(entries), numbers)
+@given(st.lists(entries), numbers, st.lists(st.text()))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_it_comes_back_as_it_was(tmp_path: Path, kept: list[Entry], revision: int) -> None:
+def test_it_comes_back_as_it_was(tmp_path: Path, kept: list[Entry], revision: int, ranges: list[str]) -> None:
     """Every byte and every number."""
-    checkpoint = Checkpoint({one.key: one for one in kept}, revision, "e-7")
+    checkpoint = Checkpoint({one.key: one for one in kept}, revision, "e-7", tuple(ranges))
     save(tmp_path / "mirror", "prefix=%2F", checkpoint)
     assert load(tmp_path / "mirror", "prefix=%2F") == checkpoint
     assert load(tmp_path / "mirror", "prefix=%2Fother") is None
+
+
+def test_a_file_of_an_older_version(tmp_path: Path) -> None:
+    """It has no ranges."""
+    (tmp_path / "mirror").write_text('{"format":1,"query":"","revision":7,"cursor":"e-7","entries":[]}')
+    assert load(tmp_path / "mirror", "") == Checkpoint({}, 7, "e-7")
 
 
 def test_only_the_owner_reads_it(tmp_path: Path) -> None:

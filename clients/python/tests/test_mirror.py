@@ -394,14 +394,15 @@ async def follow(file: Path, body_of: Gateway, *parts: bytes, until: int) -> Mir
 async def test_the_next_process_resumes(tmp_path: Path) -> None:
     """It has the state at once, stale, and asks for what it lacks."""
     file, gateway = tmp_path / "deep" / "mirror", Gateway()
-    await follow(file, gateway, state(10, a="1"), put("/c/b", "2", 11), until=11)
+    first = state(10, a="1").replace(b'"ranges": []', b'"ranges": ["prefix=/c/"]')
+    await follow(file, gateway, first, put("/c/b", "2", 11), until=11)
     async with Mirror(URL, "/c/", resume=file, transport=gateway) as mirror:
         assert (mirror.state, mirror.age, dict(mirror)) == ("stale", None, {"/c/a": "1", "/c/b": "2"})
         body = await gateway.stream()
         assert gateway.requests[-1].url.params["last_event_id"] == f"{EPOCH}-11"
         body.send(delete("/c/a", 12), synced(13))
         await mirror.synced(HANG)
-        assert dict(mirror) == {"/c/b": "2"}
+        assert (dict(mirror), mirror.ranges) == ({"/c/b": "2"}, ("prefix=/c/",))
 
 
 async def test_a_file_of_another_cluster(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class Checkpoint(NamedTuple):
     entries: dict[bytes, Entry]
     revision: int
     cursor: str
+    ranges: tuple[str, ...] = ()  # a stream that resumes does not say them again
 
 
 def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
@@ -39,6 +40,7 @@ def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
         "query": query,
         "revision": checkpoint.revision,
         "cursor": checkpoint.cursor,
+        "ranges": checkpoint.ranges,
         "entries": entries,
     }
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -61,7 +63,8 @@ def load(path: Path, query: str) -> Checkpoint | None:
         if (content["format"], content["query"]) != (_FORMAT, query):
             return None
         entries = {entry.key: entry for entry in map(_entry, content["entries"])}
-        return Checkpoint(entries, int(content["revision"]), str(content["cursor"]))
+        ranges = tuple(map(str, content.get("ranges", ())))  # absent in files of older versions
+        return Checkpoint(entries, int(content["revision"]), str(content["cursor"]), ranges)
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -424,7 +424,7 @@ class Mirror(Mapping[K, V]):
             return
         if self._clock() - when >= interval:
             self._saved = self._clock(), replica.revision
-            kept = Checkpoint(dict(replica.entries), replica.revision, replica.cursor)
+            kept = Checkpoint(dict(replica.entries), replica.revision, replica.cursor, replica.ranges)
             saving = asyncio.to_thread(checkpoint.save, self._resume, self._selection.query, kept)
             self._saving = asyncio.ensure_future(saving)
             try:

@@ -81,9 +81,10 @@ class Replica:
         """Why the replica is not live."""
         return "" if self.state == "live" else self._doubt or self._why
 
-    def restore(self, entries: dict[bytes, Entry], revision: int, cursor: str) -> None:
+    def restore(self, entries: dict[bytes, Entry], revision: int, cursor: str, ranges: tuple[str, ...]) -> None:
         """Continue where another replica stopped."""
         self.entries, self.revision, self.cursor, self.resumable = entries, revision, cursor, True
+        self.ranges = ranges
 
     def break_off(self, why: str) -> None:
         """The stream has ended: drop what is unfinished."""
