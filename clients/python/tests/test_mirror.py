@@ -169,6 +169,24 @@ async def test_it_is_not_live_when_nobody_feeds_it() -> None:
         assert (mirror.state, mirror.age) == ("stale", 1)
 
 
+async def test_the_age_of_what_waits_for_a_slow_handler() -> None:
+    """It is as old as the bytes that brought it."""
+    now, ages = 100.0, []
+
+    async def handle(_: Change[str, str]) -> None:
+        nonlocal now
+        ages.append((mirror.state, mirror.age))
+        now += 40
+
+    mirror = Mirror(URL, "/c/", on_change=handle, transport=(gateway := Gateway()))
+    mirror._clock = lambda: now
+    async with mirror:
+        body = await gateway.stream()
+        body.send(state(10, a="1") + put("/c/a", "2", 11) + put("/c/a", "3", 12))
+        await mirror.until(lambda found: found.revision == 12, HANG)
+    assert ages == [("live", 0), ("live", 40), ("stale", 80)]
+
+
 async def test_a_state_that_is_old_when_it_comes() -> None:
     """A gateway that is cut off from etcd sends the state that it has, and says at once since when it is unproven."""
     now, gateway = 100.0, Gateway()

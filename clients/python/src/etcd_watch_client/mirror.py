@@ -366,7 +366,7 @@ class Mirror(Mapping[K, V]):
         if self._replica.synced:
             self._min_revision = 0  # it is reached; after a restore it may never be again
         if self._replica.state == "live":
-            self._proven = self._clock()
+            self._proven = self._heard  # not now: `on_change` may have taken its time since the event came
             self._gateways.succeed()
         if commit is not None:
             await self._tell_change(commit)
