@@ -74,13 +74,19 @@ const byEventSource = (fetch, EventSource) => (url, init) => new Promise((resolv
   const source = new EventSource(inSse(url));
   const { response, write, fail } = written();
   init.signal.addEventListener('abort', () => source.close());
-  source.onopen = () => resolve(response);
-  source.onerror = () => {
-    // CLOSED (2): the answer is not a stream. An EventSource does not say what it is: fetch() does.
-    if (source.readyState === 2) resolve(fetch(url, init));
+  const end = () => {
     source.close();
     reject({});
     fail({});
+  };
+  source.onopen = () => {
+    source.onerror = end;
+    resolve(response);
+  };
+  source.onerror = () => {
+    // CLOSED (2): the answer is not a stream. An EventSource does not say what it is: fetch() does.
+    if (source.readyState === 2) resolve(fetch(url, init));
+    end();
   };
   for (const type of TYPES) source.addEventListener(type, ({ data, lastEventId }) => write(lineOf(data, lastEventId)));
 });

@@ -83,6 +83,23 @@ describe('an EventSource', LIMIT, () => {
     assert.equal(mirror.problem.code, 'forbidden');
   });
 
+  test('that gives up after it was open is a disconnect: nobody asks for a reason', async () => {
+    class GivesUp extends EventSource { // as Firefox does after some errors of a connection
+      set onerror(tell) { this.tell = () => { this.readyState = 2; tell(); }; }
+      get onerror() { return this.tell; }
+    }
+    const mirror = follow({ ...options, EventSource: GivesUp });
+    const stream = (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    stream.cut();
+    await turns(mirror, 'disconnected');
+    const next = await gateway.stream();
+    assert.deepEqual([mirror.reason, next.query.get('format')], ['disconnected', 'sse']);
+    next.open().synced(11);
+    await mirror.synced();
+    assert.equal(gateway.waiting, 0);
+  });
+
   test('is not opened for a mirror that was closed meanwhile', async () => {
     follow(options).close();
     const mirror = follow(options);

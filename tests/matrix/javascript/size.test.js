@@ -11,7 +11,7 @@ const MIRROR = ['etcd-watch-client.js'];
 const PARTS = {
   'the mirror': [MIRROR, 6220],
   'for a token': [['tokens.js'], 860],
-  'for Server-Sent Events': [['event-source.js', 'written.js'], 2100],
+  'for Server-Sent Events': [['event-source.js', 'written.js'], 2130],
   'for one connection of all tabs': [['shared.js', 'written.js'], 1850],
   'the worker of all tabs': [['shared-worker.js'], 3300],
   'for several gateways': [['gateways.js'], 520],
