@@ -141,9 +141,16 @@ async def test_a_gateway_starts_elsewhere(tmp_path: Path) -> None:
                 answer = await get(running.base, "/readyz")
                 return answer.status_code == 200 and bool(answer.json()["etcd"]["state"] == "ready")
 
+            async def synced() -> bool:
+                # A stream that waits in vain is closed, and its client comes back.
+                async with await watch(running.base, "prefix=/svc/") as stream:
+                    *state, last = await stream.until("synced", "close")
+                values = [event.data["value"] for event in state if event.type == "put"]
+                assert last.type == "synced" or (last.data["reason"], values) == ("unavailable", [])
+                return values == ["written without it"]
+
             await eventually(ready)
-            async with await watch(running.base, "prefix=/svc/") as stream:
-                assert [event.data["value"] for event in await stream.until("synced") if event.type == "put"]
+            await eventually(synced)
 
 
 async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
