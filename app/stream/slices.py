@@ -39,8 +39,8 @@ class Slices(Generic[T]):
         self._slice()
 
     def stop(self) -> None:
-        """Leave the rest undone."""
-        self._items = iter(())
+        """Leave the rest undone, and hold nothing any more: who asks whether it is running may keep this object."""
+        self._items, self._do = iter(()), _nothing
         self.running = False
 
     def _slice(self) -> None:
@@ -54,4 +54,8 @@ class Slices(Generic[T]):
                 self._share.end(more=True)
                 asyncio.get_running_loop().call_soon(self._slice)
                 return
-        self.running = False
+        self.stop()
+
+
+def _nothing(_item: object) -> None:
+    """Do nothing."""

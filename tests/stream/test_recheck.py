@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -167,3 +168,16 @@ async def test_the_end_of_a_session_closes_its_streams_alone() -> None:
     assert [member.closing for member in members] == ["revoked", None, "revoked", None, None]
     assert gone.closing is None
     await streams.over(members)
+
+
+async def test_a_pass_leaves_nothing() -> None:
+    """A pass that is over holds no permit: 20,000 of them would stay until the next change."""
+    streams = Streams(step=LEAST / 4)
+    members = [streams.subscribe(StubPermit(str(number), lambda: None)) for number in range(40)]
+    permits = [weakref.ref(member.permit) for member in members if member.permit is not None]
+    streams.recheck.begin()
+    await streams.done()
+    await streams.over(members)
+    members.clear()
+
+    assert (len(permits), [permit for permit in permits if permit() is not None]) == (40, [])
