@@ -7,7 +7,8 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.integration.test_release import held_at_etcd
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, STALE_SOON, GatewayProcess, start
-from tests.support.namespace import Cable, namespace
+from tests.support.namespace import Cable, namespace, own_network
 from tests.support.proxy import Proxy
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
@@ -28,6 +29,13 @@ pytestmark = [
         reason="needs root, iproute2 and iptables",
     ),
 ]
+
+
+@pytest.fixture(name="_network", scope="module", autouse=True)
+def _own_network() -> Iterator[None]:
+    """Begins before the module's etcd."""
+    with own_network():
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +57,17 @@ async def on_another_host(
         finally:
             assert await running.stop() == 0, running.lines[-5:]
             await relay.stop()
+
+
+async def test_the_machine_has_no_cable() -> None:
+    """Nothing that runs beside these tests has its network changed: only this process sees the cable."""
+    devices = [Path("/proc/thread-self/net/dev"), Path("/proc/1/net/dev")]
+    async with namespace(1) as other:
+        [cable] = other.cables
+        ours, the_machines = [await asyncio.to_thread(path.read_text, encoding="utf-8") for path in devices]
+
+    assert cable.device in ours
+    assert cable.device not in the_machines
 
 
 async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:

@@ -1,18 +1,59 @@
 """A separate host on this machine: a Linux network namespace, on cables that can be cut.
 
-Root only, with Debian's iproute2 and iptables.
+Root only, with Debian's iproute2 and iptables. The tests that use it have a network of their own (``own_network``): a
+browser aborts all its requests (ERR_NETWORK_CHANGED) when the machine that it runs on gets an interface or an address,
+and a page beside such a test stayed empty.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+# Of this thread, also where the process is one of several threads.
+NETWORK = Path("/proc/thread-self/ns/net")
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+
+_libc = ctypes.CDLL(None, use_errno=True)  # Python has os.unshare and os.setns since 3.12
 _numbers = itertools.count()
+_own: set[Path] = set()  # the network that ``own_network`` has made and not left, if any
+
+
+def _network() -> Path:
+    """The network of this thread, as its inode."""
+    return NETWORK.readlink()
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Give this thread, and all that it starts meanwhile, a network of its own: an empty one, with the loopback.
+
+    Nothing that was started before can be reached. Raises OSError without root's rights.
+    """
+    before = os.open(NETWORK, os.O_RDONLY)
+    try:
+        _check(_libc.unshare(CLONE_NEWNET))
+        try:
+            _own.add(_network())
+            subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
+            yield
+        finally:
+            _own.clear()
+            _check(_libc.setns(before, CLONE_NEWNET))
+    finally:
+        os.close(before)
 
 
 async def _run(*command: str) -> None:
@@ -52,7 +93,8 @@ class Namespace:
 
 @contextlib.asynccontextmanager
 async def namespace(cables: int) -> AsyncIterator[Namespace]:
-    """Another host, with *cables* cables to this one."""
+    """Another host, with *cables* cables to this one. Call this inside ``own_network``."""
+    assert _network() in _own, "a cable changes the network of all that runs on this machine"
     number = next(_numbers)
     # Unique to this process. The name must fit 15 bytes; the network is one of 16,384 in 10.99.0.0/16.
     name = f"g{os.getpid() % 0xFFFFF:x}n{number}"
