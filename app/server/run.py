@@ -160,12 +160,15 @@ async def serve(
                     spawn(server.serve(sockets=[sock]), name="server", died=gateway.fail)
                     for server, (_app, sock, _tls) in zip(servers, listening, strict=True)
                 ]
-                if await listen(servers, gateway):
-                    if on_ready is not None:
-                        on_ready([sock.getsockname()[1] for _app, sock, _tls in listening])
-                    _compare_limits(settings)
-                    freeze_objects()
-                await until_the_first_ends(tasks, servers, gateway)
+                try:
+                    if await listen(servers, gateway):
+                        if on_ready is not None:
+                            on_ready([sock.getsockname()[1] for _app, sock, _tls in listening])
+                        _compare_limits(settings)
+                        freeze_objects()
+                    await until_the_first_ends(tasks, gateway)
+                finally:
+                    await end(servers, tasks)
 
 
 def secured(tls: Tls | None, *, admin: bool = False) -> Secured | None:
@@ -187,22 +190,32 @@ async def listen(servers: Sequence[GatewayServer], gateway: Gateway) -> bool:
             await server.listening.wait()
 
     waits = [asyncio.create_task(work, name="start") for work in (listening(), _broken(gateway))]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
     return not gateway.broken.is_set()
 
 
-async def until_the_first_ends(
-    tasks: Sequence[asyncio.Task[None]], servers: Sequence[GatewayServer], gateway: Gateway
-) -> None:
-    """Wait until one server ends or the gateway fails, then end all servers.
+async def until_the_first_ends(tasks: Sequence[asyncio.Task[None]], gateway: Gateway) -> None:
+    """Wait until one server ends or the gateway fails.
 
     The admin server ends after the main server: operators look at it during a drain.
     """
     broken = asyncio.create_task(_broken(gateway), name="broken")
-    await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
-    broken.cancel()
+    try:
+        await asyncio.wait([*tasks, broken], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        broken.cancel()
+
+
+async def end(servers: Sequence[GatewayServer], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """End all servers, in whatever way their work has ended.
+
+    A start that a signal interrupts used to leave its servers to the event loop. A server whose task is cancelled goes
+    on to listen, and a process that treats warnings as errors waited for it for ever.
+    """
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*tasks, return_exceptions=True)  # a server's error is in the log, and has ended the gateway

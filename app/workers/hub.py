@@ -17,7 +17,7 @@ from ..gateway import Gateway, for_ever
 from ..main import create_app
 from ..ports import spawn
 from ..server.admission import Admission
-from ..server.run import GatewayServer, listen, make_config, warn_of_deprecated
+from ..server.run import GatewayServer, end, listen, make_config, warn_of_deprecated
 from ..server.signal_handler import HURRY, SignalHandler
 from ..server.sockets import bind
 from ..settings import Settings
@@ -92,9 +92,8 @@ async def serve(settings: Settings, count: int, *, on_ready: Callable[[list[int]
                 finally:
                     reading.cancel()
                     await team.aclose()
-                    server.should_exit = True
-                    await asyncio.gather(serving, reading, return_exceptions=True)
-                    server.cut_off()
+                    await asyncio.gather(reading, return_exceptions=True)
+                    await end([server], [serving])
 
 
 def give(team: Team, no_worker: NoWorker, connection: socket.socket, port: Port) -> bool:

@@ -22,7 +22,7 @@ from ..main import create_app
 from ..ports import BrokenGatewayError, spawn
 from ..server.admission import Admission
 from ..server.passed import PassedServer
-from ..server.run import listen, make_config, secured, until_the_first_ends
+from ..server.run import end, listen, make_config, secured, until_the_first_ends
 from ..server.signal_handler import HURRY
 from ..settings import Settings, SettingsError
 from ..signals import SIGNALS
@@ -120,10 +120,13 @@ class Worker:
         with SIGNALS.deliver_to(asyncio.get_running_loop(), self._told):
             async with gateway.running():
                 tasks = [spawn(server.serve(), name="server", died=gateway.fail) for server in servers]
-                if await listen(servers, gateway):
-                    self._begin()
-                    freeze_objects()
-                await until_the_first_ends(tasks, servers, gateway)
+                try:
+                    if await listen(servers, gateway):
+                        self._begin()
+                        freeze_objects()
+                    await until_the_first_ends(tasks, gateway)
+                finally:
+                    await end(servers, tasks)
         self._end()
 
     def _begin(self) -> None:

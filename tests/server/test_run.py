@@ -34,6 +34,20 @@ async def test_a_server_that_dies_before_it_listens(server: str) -> None:
     assert running.other == []
 
 
+async def test_a_signal_before_the_servers_listen() -> None:
+    """The servers are ended, too. They were left to the event loop, which waited for ever for one that listened."""
+    running = await start("--port=0", "--admin-port=0", f"--etcd={NOWHERE}", program=("tests.support.interrupted",))
+    try:
+        async with asyncio.timeout(HANG):
+            status = await running.process.wait()
+    finally:
+        await running.stop()
+
+    assert status == 0
+    assert [line["message"] for line in running.lines][-1] == "stopped"
+    assert running.other == []
+
+
 @pytest.mark.parametrize(
     ("trusted", "host", "expected"),
     [
