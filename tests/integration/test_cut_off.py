@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import grpc
 import httpx
@@ -177,10 +176,10 @@ class SplitProxy(Proxy):
         super().__init__(reads)
         self.targets = [reads, watches]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        parts = urlsplit(self.targets[self.connections % 2])
-        self._target = (parts.hostname, parts.port)
-        await super()._accept(reader, writer)
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """See ``Proxy``."""
+        self.lead_to(self.targets[(self.connections - 1) % 2])  # the present connection counts already
+        return await super().connect()
 
 
 async def test_reads_answer_and_watches_stand_still(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A separate host on this machine: a Linux network namespace, on cables that can be cut.
 
-Root only, with Debian's iproute2 and iptables. The tests that use it have a network of their own (``own_network``): a
-browser aborts all its requests (ERR_NETWORK_CHANGED) when the machine that it runs on gets an interface or an address,
-and a page beside such a test stayed empty.
+Root only, with Debian's iproute2 and iptables. Both ends of a cable are in namespaces: a browser aborts requests
+(ERR_NETWORK_CHANGED) when the machine that it runs on gets an interface or an address, and a page that loaded beside
+such a test stayed empty. The proxies ``ToMachine`` and ``ToHost`` connect this machine with an end of a cable: a socket
+stays in the namespace in which it was made.
 """
 
 from __future__ import annotations
@@ -12,48 +13,36 @@ import contextlib
 import ctypes
 import itertools
 import os
-import subprocess
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-# Of this thread, also where the process is one of several threads.
-NETWORK = Path("/proc/thread-self/ns/net")
+from tests.support.proxy import Proxy
+
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 
-_libc = ctypes.CDLL(None, use_errno=True)  # Python has os.unshare and os.setns since 3.12
+_libc = ctypes.CDLL(None, use_errno=True)  # Python has os.setns since 3.12
 _numbers = itertools.count()
-_own: set[Path] = set()  # the network that ``own_network`` has made and not left, if any
 
 
-def _network() -> Path:
-    """The network of this thread, as its inode."""
-    return NETWORK.readlink()
-
-
-def _check(result: int) -> None:
-    if result:
+def _enter(network: int) -> None:
+    if _libc.setns(network, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 @contextlib.contextmanager
-def own_network() -> Iterator[None]:
-    """Give this thread, and all that it starts meanwhile, a network of its own: an empty one, with the loopback.
-
-    Nothing that was started before can be reached. Raises OSError without root's rights.
-    """
-    before = os.open(NETWORK, os.O_RDONLY)
+def _inside(name: str) -> Iterator[None]:
+    """Make sockets in the namespace *name*. Nothing may be awaited meanwhile: it is the thread that enters."""
+    outside, inside = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(f"/run/netns/{name}", os.O_RDONLY)
     try:
-        _check(_libc.unshare(CLONE_NEWNET))
+        _enter(inside)
         try:
-            _own.add(_network())
-            subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
             yield
         finally:
-            _own.clear()
-            _check(_libc.setns(before, CLONE_NEWNET))
+            _enter(outside)
     finally:
-        os.close(before)
+        os.close(outside)
+        os.close(inside)
 
 
 async def _run(*command: str) -> None:
@@ -66,21 +55,64 @@ async def _run(*command: str) -> None:
 
 @dataclass(frozen=True)
 class Cable:
-    """A cable between this host (address ``here``) and the other (``there``); ``device`` is this host's end."""
+    """A cable between this end (address ``here``) and the other host (``there``); ``device`` is this end's interface,
+    in the namespace ``network``.
+    """
 
+    network: str
     device: str
     here: str
     there: str
 
+    def listen(self) -> socket.socket:
+        """A socket that listens at this end."""
+        with _inside(self.network):
+            return socket.create_server((self.here, 0))
+
+    async def connect(self, port: int) -> socket.socket:
+        """A connection from this end to a port of the other host."""
+        with _inside(self.network):
+            sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (self.there, port))
+        return sock
+
     async def drop(self) -> None:
         """Drop every packet, both ways: no connection is closed by that, and neither side is notified."""
-        for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
-            await _run("iptables", "-w", "-I", chain, way, self.device, "-j", "DROP")
+        await self._iptables("-I")
 
     async def heal(self) -> None:
         """Drop no more packets."""
+        await self._iptables("-D")
+
+    async def _iptables(self, action: str) -> None:
         for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
-            await _run("iptables", "-w", "-D", chain, way, self.device, "-j", "DROP")
+            rule = ("iptables", "-w", action, chain, way, self.device, "-j", "DROP")
+            await _run("ip", "netns", "exec", self.network, *rule)
+
+
+class ToMachine(Proxy):
+    """Forwards connections that the other host makes over *cable* to *target*, an address of this machine."""
+
+    def __init__(self, cable: Cable, target: str) -> None:
+        super().__init__(target, cable.here)
+        self._cable = cable
+
+    async def listen(self) -> asyncio.Server:
+        """See ``Proxy``."""
+        return await asyncio.start_server(self.accept, sock=self._cable.listen())
+
+
+class ToHost(Proxy):
+    """Forwards connections of this machine over *cable* to a port of the other host."""
+
+    def __init__(self, cable: Cable, port: int) -> None:
+        super().__init__(f"http://{cable.there}:{port}")
+        self._cable, self._port = cable, port
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """See ``Proxy``."""
+        return await asyncio.open_connection(sock=await self._cable.connect(self._port))
 
 
 @dataclass(frozen=True)
@@ -93,29 +125,22 @@ class Namespace:
 
 @contextlib.asynccontextmanager
 async def namespace(cables: int) -> AsyncIterator[Namespace]:
-    """Another host, with *cables* cables to this one. Call this inside ``own_network``."""
-    assert _network() in _own, "a cable changes the network of all that runs on this machine"
-    number = next(_numbers)
-    # Unique to this process. The name must fit 15 bytes; the network is one of 16,384 in 10.99.0.0/16.
-    name = f"g{os.getpid() % 0xFFFFF:x}n{number}"
+    """Another host, with *cables* cables."""
+    # Unique to this process. An interface's name has at most 15 bytes.
+    name = f"g{os.getpid() % 0xFFFFF:x}n{next(_numbers)}"
+    here, there = f"{name}-here", f"{name}-there"
     made: list[Cable] = []
-    await _run("ip", "netns", "add", name)
-    try:
-        await _run("ip", "-n", name, "link", "set", "lo", "up")
+    async with contextlib.AsyncExitStack() as stack:
+        for network in (here, there):
+            await _run("ip", "netns", "add", network)
+            stack.push_async_callback(_run, "ip", "netns", "delete", network)  # with its interfaces
+            await _run("ip", "-n", network, "link", "set", "lo", "up")
         for index in range(cables):
-            network = (os.getpid() * 8 + number * cables + index) % 16_384
-            base = f"10.99.{network // 64}.{network % 64 * 4}".rpartition(".")
-            cable = Cable(f"{name}c{index}", f"{base[0]}.{int(base[2]) + 1}", f"{base[0]}.{int(base[2]) + 2}")
-            await _run("ip", "link", "add", cable.device, "type", "veth", "peer", "name", "eth", "netns", name)
-            await _run("ip", "-n", name, "link", "set", "eth", "name", f"eth{index}")
-            await _run("ip", "address", "add", f"{cable.here}/30", "dev", cable.device)
-            await _run("ip", "link", "set", cable.device, "up")
-            await _run("ip", "-n", name, "address", "add", f"{cable.there}/30", "dev", f"eth{index}")
-            await _run("ip", "-n", name, "link", "set", f"eth{index}", "up")
+            device = f"eth{index}"
+            cable = Cable(here, device, f"10.99.{index}.1", f"10.99.{index}.2")
+            await _run("ip", "-n", here, "link", "add", device, "type", "veth", "peer", "name", device, "netns", there)
+            for network, address in ((here, cable.here), (there, cable.there)):
+                await _run("ip", "-n", network, "address", "add", f"{address}/30", "dev", device)
+                await _run("ip", "-n", network, "link", "set", device, "up")
             made.append(cable)
-        yield Namespace(("ip", "netns", "exec", name), tuple(made))
-    finally:
-        for cable in made:
-            with contextlib.suppress(AssertionError):
-                await _run("ip", "link", "delete", cable.device)
-        await _run("ip", "netns", "delete", name)
+        yield Namespace(("ip", "netns", "exec", there), tuple(made))

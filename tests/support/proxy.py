@@ -76,8 +76,16 @@ class Proxy:
         await sink.drain()
 
     async def start(self) -> None:
-        """Listen."""
-        self._server = await asyncio.start_server(self._accept, self._host, 0)
+        """Begin."""
+        self._server = await self.listen()
+
+    async def listen(self) -> asyncio.Server:
+        """Let ``accept`` have the clients' connections. A subclass may listen elsewhere."""
+        return await asyncio.start_server(self.accept, self._host, 0)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the target. A subclass may take another way."""
+        return await asyncio.open_connection(*self._target)
 
     async def stop(self) -> None:
         """Close the listener and all connections."""
@@ -89,13 +97,14 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a client's connection."""
         self.connections += 1
         if self._refusing:
             writer.transport.abort()
             return
         try:
-            upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
+            upstream_reader, upstream_writer = await self.connect()
         except OSError:
             writer.transport.abort()
             return
