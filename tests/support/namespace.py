@@ -126,8 +126,7 @@ class Namespace:
 @contextlib.asynccontextmanager
 async def namespace(cables: int) -> AsyncIterator[Namespace]:
     """Another host, with *cables* cables."""
-    # Unique to this process. An interface's name has at most 15 bytes.
-    name = f"g{os.getpid() % 0xFFFFF:x}n{next(_numbers)}"
+    name = f"gateway-{os.getpid()}-{next(_numbers)}"  # of nobody else on this machine
     here, there = f"{name}-here", f"{name}-there"
     made: list[Cable] = []
     async with contextlib.AsyncExitStack() as stack:
