@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import gc
 import re
+import socket
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import app
+from tests.support.connections import TURNS, serving
 from tests.support.measured import REPEATING
 from tests.support.schedule import FIRST, SOURCES, TOGETHER
 from tools.sources import parse, tree_of
@@ -223,3 +227,24 @@ def test_a_floor_holds_branches_alone(core: dict[str, object], other: dict[str, 
     assert len(found) == 4
     failed = [re.sub(r": \d+ of \d+ (\w+), .*", r" \1", line) for reached, line in found if not reached]
     assert failed == below
+
+
+async def _read_all(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+@pytest.mark.parametrize("turns", range(2 * TURNS))
+async def test_a_server_leaves_no_connection(turns: int) -> None:
+    """Whenever it ends: before, while and after a connection is accepted. A warning of the collector fails this."""
+    async with serving(_read_all) as port:
+        with socket.create_connection(("127.0.0.1", port)):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+    gc.collect()
+
+
+def test_every_server_leaves_no_connection() -> None:
+    """asyncio's ``start_server`` and ``start_unix_server`` get their connections from ``Connections``."""
+    starts = re.compile(r"asyncio\.start_(unix_)?server\(\s*(\S+)")
+    found = [starts.findall(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")]
+    assert {taken for starts in found for _, taken in starts} == {"connections.accept,", "self._connections.accept,"}

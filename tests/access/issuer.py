@@ -15,6 +15,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from tests.support import connections
+
 ISSUER = "https://id.example"
 AUDIENCE = "etcd-gateway"
 NOW = 1_800_000_000
@@ -132,7 +134,5 @@ class JwksServer:
 async def serving(body: bytes) -> AsyncIterator[JwksServer]:
     """A server of JWK sets on a free port."""
     server = JwksServer(body)
-    listening = await asyncio.start_server(server.answer, "127.0.0.1", 0)
-    server.port = listening.sockets[0].getsockname()[1]
-    async with listening:
+    async with connections.serving(server.answer) as server.port:
         yield server

@@ -13,6 +13,7 @@ import pytest
 from app.check import client as module
 from app.check.client import Client, Departure, TlsFiles, UnreachableError, split
 from app.settings import SettingsError
+from tests.support import connections
 from tests.support.certificates import Ca
 from tests.support.waiting import HANG
 
@@ -49,8 +50,8 @@ class Server:
 async def serving(*parts: bytes, stay: bool = False) -> AsyncIterator[tuple[str, Server]]:
     """The URL of a server, and the server."""
     server = Server(parts, stay=stay)
-    async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", server
+    async with connections.serving(server.answer) as port:
+        yield f"http://127.0.0.1:{port}", server
 
 
 def chunked(*bodies: bytes, status: bytes = b"200 OK") -> tuple[bytes, ...]:
@@ -246,8 +247,11 @@ async def test_the_protocol_that_a_server_chooses(tmp_path: Path, offered: list[
     tls.load_cert_chain(pair.cert, pair.key)
     if offered:
         tls.set_alpn_protocols(offered)
-    async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=tls) as listening:
-        port = listening.sockets[0].getsockname()[1]
+
+    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with connections.serving(take, tls) as port:
         client = Client(TlsFiles(cacert=pair.cert).context())
         assert await client.protocol(f"https://127.0.0.1:{port}") == chosen
 

@@ -21,6 +21,7 @@ from aetcd import rpc
 from app.cli import main
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
+from tests.support.connections import serving
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.gateway import QUICK, UNPROVEN_SOON, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
@@ -203,9 +204,8 @@ async def tls_in_front(port: int, folder: Path) -> AsyncIterator[tuple[str, Path
         behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
 
-    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", authority.cert
+    async with serving(forward, context) as front:
+        yield f"https://127.0.0.1:{front}", authority.cert
 
 
 async def test_with_tls(server: GatewayProcess, tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ async def counting_nothing(metrics: bytes = b"") -> AsyncIterator[tuple[int, lis
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(metrics), metrics))
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], heads
+    async with serving(answer) as port:
+        yield port, heads
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from aetcd import rpc
 from app.dev.etcd import Place, choose_places
 from tests.etcd.conftest import says, values
 from tests.integration.test_faults import all_hold, follow
+from tests.support.connections import serving
 from tests.support.embedded import EmbeddedCluster
 from tests.support.etcd import etcd_client
 from tests.support.gateway import QUICK, gateway, start
@@ -33,18 +34,12 @@ FAST = {"GATEWAY_STALE_AFTER": "500ms"}  # the gateway accepts another cluster a
 @asynccontextmanager
 async def black_hole() -> AsyncIterator[str]:
     """An endpoint that accepts connections and never sends a byte."""
-    taken: list[asyncio.StreamWriter] = []
 
-    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        taken.append(writer)
+    async def take(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        """Leave the connection open."""
 
-    server = await asyncio.start_server(take, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for writer in taken:
-            writer.transport.abort()
+    async with serving(take) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def by_name(etcd: SecureEtcd) -> str:

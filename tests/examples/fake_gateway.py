@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from app.api.page import CONTENT_SECURITY_POLICY
 from app.page.files import INDEX, VERSION, read_files
+from tests.support.connections import serving
 from tests.support.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,6 @@ class FakeGateway:
         }
         self.tokens: list[str] = []  # the bearer tokens of the requests to /v1/access
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
-        self._writers: set[asyncio.StreamWriter] = set()
 
     async def stream(self, *, opened: bool = True, within: float = HANG) -> Stream:
         """The next watch that a client asks for; TimeoutError if there is none."""
@@ -188,7 +188,6 @@ class FakeGateway:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
-        self._writers.add(writer)
         try:
             while (stream := await self._request(reader, writer)) is None:
                 pass
@@ -200,7 +199,6 @@ class FakeGateway:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            self._writers.discard(writer)
             writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream | None:
@@ -242,21 +240,11 @@ class FakeGateway:
             head += f"Content-Security-Policy: {policy}\r\n"
         writer.write(f"{head}\r\n".encode() + body)
 
-    def close(self) -> None:
-        """End what is still open."""
-        for writer in self._writers:
-            writer.transport.abort()
-
 
 @contextlib.asynccontextmanager
 async def fake_gateway(path: str = "") -> AsyncIterator[FakeGateway]:
     """A running fake gateway on its own port; *path* is the path under which a proxy would serve it."""
     fake = FakeGateway(path)
-    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"
-    try:
+    async with serving(fake.handle) as port:
+        fake.url = f"http://127.0.0.1:{port}{path}"
         yield fake
-    finally:
-        server.close()
-        fake.close()
-        await server.wait_closed()

@@ -17,6 +17,7 @@ from playwright.async_api import Page
 
 from app.access.cookie import COOKIE
 from tests.support.certificates import Ca
+from tests.support.connections import serving
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
@@ -149,34 +150,33 @@ async def test_a_page_of_another_origin(tab: Page, replicas: Replicas) -> None:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<body>")
         writer.close()
 
-    other = await asyncio.start_server(answer, "127.0.0.1")
-    await tab.goto(f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/")
-    joined = len(audited(replicas.plain, decision="joined"))
-    ends = await tab.evaluate(
-        """(base) => Promise.all([
-          new Promise((done) => {
-            const source = new EventSource(base + '/v1/watch?prefix=/svc/', {withCredentials: true});
-            source.onerror = () => { source.close(); done('error'); };
-            source.onopen = () => { source.close(); done('open'); };
-          }),
-          new Promise((done) => {
-            const image = new Image();
-            image.onerror = () => done('error');
-            image.src = base + '/v1/watch?prefix=/svc/&_=image';
-          }),
-          ...[
-            ['/v1/session', {method: 'DELETE', credentials: 'include'}],
-            ['/v1/kv?prefix=/svc/', {mode: 'no-cors', credentials: 'include'}],
-          ].map(([path, options]) => fetch(base + path, options).then(() => 'sent', () => 'error')),
-        ])""",
-        base,
-    )
+    async with serving(answer) as port:
+        await tab.goto(f"http://127.0.0.1:{port}/")
+        joined = len(audited(replicas.plain, decision="joined"))
+        ends = await tab.evaluate(
+            """(base) => Promise.all([
+              new Promise((done) => {
+                const source = new EventSource(base + '/v1/watch?prefix=/svc/', {withCredentials: true});
+                source.onerror = () => { source.close(); done('error'); };
+                source.onopen = () => { source.close(); done('open'); };
+              }),
+              new Promise((done) => {
+                const image = new Image();
+                image.onerror = () => done('error');
+                image.src = base + '/v1/watch?prefix=/svc/&_=image';
+              }),
+              ...[
+                ['/v1/session', {method: 'DELETE', credentials: 'include'}],
+                ['/v1/kv?prefix=/svc/', {mode: 'no-cors', credentials: 'include'}],
+              ].map(([path, options]) => fetch(base + path, options).then(() => 'sent', () => 'error')),
+            ])""",
+            base,
+        )
 
-    async def refused() -> bool:
-        return len(audited(replicas.plain, status=403, identity="token:dash")) == 3
+        async def refused() -> bool:
+            return len(audited(replicas.plain, status=403, identity="token:dash")) == 3
 
-    await eventually(refused)
-    other.close()
+        await eventually(refused)
     assert ends == ["error", "error", "error", "sent"], "the last answer is opaque to the page"
     assert len(audited(replicas.plain, decision="joined")) == joined
     await tab.goto(base)

@@ -100,7 +100,7 @@ class ToMachine(Proxy):
 
     async def listen(self) -> asyncio.Server:
         """See ``Proxy``."""
-        return await asyncio.start_server(self.accept, sock=self._cable.listen())
+        return await asyncio.start_server(self._connections.accept, sock=self._cable.listen())
 
 
 class ToHost(Proxy):

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
+from .connections import Connections
+
 
 class Proxy:
     """Forwards connections to one address.
@@ -19,6 +21,7 @@ class Proxy:
         self._host = host
         self.lead_to(target)
         self._server: asyncio.Server | None = None
+        self._connections = Connections(self.accept)
         self._writers: set[asyncio.StreamWriter] = set()
         self._upstreams: set[asyncio.StreamWriter] = set()
         self._ended: set[asyncio.StreamWriter] = set()
@@ -80,8 +83,8 @@ class Proxy:
         self._server = await self.listen()
 
     async def listen(self) -> asyncio.Server:
-        """Let ``accept`` have the clients' connections. A subclass may listen elsewhere."""
-        return await asyncio.start_server(self.accept, self._host, 0)
+        """Let ``_connections`` have the clients' connections. A subclass may listen elsewhere."""
+        return await asyncio.start_server(self._connections.accept, self._host, 0)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the target. A subclass may take another way."""
@@ -90,11 +93,9 @@ class Proxy:
     async def stop(self) -> None:
         """Close the listener and all connections."""
         assert self._server is not None
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
+        await self._connections.close(self._server)
         for task in list(self._tasks):
-            task.cancel()
+            task.cancel()  # its end closes both connections
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -15,6 +15,7 @@ from app.core.query import parse_query, parse_ranges
 from app.core.selection import Selection
 from app.tier.client import Client
 from app.tier.upstream import GatewayUpstream
+from tests.support.connections import serving
 from tests.support.waiting import HANG
 
 CLUSTER = 0xABC
@@ -93,7 +94,6 @@ class Scripted:
         self.streams: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
         self.answer: Callable[[Asked], Answered] = self.usual
         self.url = ""
-        self.connections: set[asyncio.Task[None]] = set()
 
     def usual(self, asked: Asked) -> Answered:
         """What a gateway without keys answers."""
@@ -116,14 +116,10 @@ class Scripted:
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
-        task = asyncio.current_task()
-        assert task is not None
-        self.connections.add(task)
         try:
             await self._serve(reader, writer)
         finally:
             writer.close()
-            self.connections.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -154,15 +150,9 @@ class Scripted:
 async def scripted() -> AsyncIterator[Scripted]:
     """A listening server."""
     found = Scripted()
-    async with await asyncio.start_server(found.take, "127.0.0.1", 0) as server:
-        found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield found
-        finally:
-            for task in found.connections:
-                task.cancel()
-            await asyncio.gather(*found.connections, return_exceptions=True)
-            await asyncio.sleep(0)  # in this turn the sockets are closed
+    async with serving(found.take) as port:
+        found.url = f"http://127.0.0.1:{port}"
+        yield found
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from app.tier import dial
 from app.tier.dial import Streams, first, tcp
 from app.tier.transport import StreamTransport
+from tests.support.connections import serving
 from tests.support.waiting import HANG, soon
 
 
@@ -50,8 +51,7 @@ class Dialled:
 async def used(use: Callable[[Dialled], Awaitable[None]]) -> list[str]:
     """Connect, and close what was connected. Return which addresses were tried. Nothing is left."""
     dialled = Dialled()
-    async with await asyncio.start_server(dialled.take, "127.0.0.1", 0) as server:
-        dialled.port = server.sockets[0].getsockname()[1]
+    async with serving(dialled.take) as dialled.port:
         await use(dialled)
         await soon(lambda: dialled.open == 0)
     return dialled.asked
@@ -110,8 +110,8 @@ async def test_what_comes_too_late_is_closed(cancelled: bool, monkeypatch: pytes
 
 async def test_what_httpx_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal is an error of httpx, and so is a connection that is not made in time."""
-    async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with serving(Dialled().take) as port:
+        url = f"http://127.0.0.1:{port}/"
     async with httpx.AsyncClient(transport=StreamTransport(tcp(None))) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(url)

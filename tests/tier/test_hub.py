@@ -24,6 +24,7 @@ from app.core.quotas import Caller
 from app.core.selection import Ranges
 from app.ports import Admission
 from app.tier.hub import HubUpstream
+from tests.support.connections import serving_at
 from tests.support.waiting import soon
 from tests.tier.scripted import Answered, Scripted, epoch_of, position
 
@@ -60,7 +61,7 @@ class Alive:
 async def hub(path: Path, root: Scripted) -> AsyncIterator[HubUpstream]:
     """A worker's upstream, at a scripted hub."""
     loop = asyncio.get_running_loop()
-    async with await asyncio.start_unix_server(root.take, path):
+    async with serving_at(path, root.take):
         made = HubUpstream(Alive(str(path)), epoch_of, stale_after=60.0, clock=loop.time, draw=lambda: 0.0)
         task = asyncio.create_task(made.run())
         try:
@@ -69,9 +70,6 @@ async def hub(path: Path, root: Scripted) -> AsyncIterator[HubUpstream]:
             await made.aclose()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            for connection in root.connections:
-                connection.cancel()
-            await asyncio.gather(*root.connections, return_exceptions=True)
 
 
 @pytest.mark.parametrize("tier", [0, 2])

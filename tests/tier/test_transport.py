@@ -12,6 +12,7 @@ import pytest
 
 from app.tier.dial import unix
 from app.tier.transport import StreamTransport
+from tests.support.connections import serving_at
 from tests.support.waiting import soon
 
 
@@ -44,7 +45,7 @@ class Server:
 async def pair(path: Path) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     """A server, and a client of it."""
     server = Server()
-    async with await asyncio.start_unix_server(server.take, path):
+    async with serving_at(path, server.take):
         async with httpx.AsyncClient(transport=StreamTransport(unix(str(path))), base_url="http://hub") as client:
             yield server, client
         await soon(lambda: server.open == 0)
