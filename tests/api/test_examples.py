@@ -134,7 +134,7 @@ async def test_who_i_am(guarded: World) -> None:
 async def test_the_events_of_a_stream(fake: FakeEtcd, accept: bytes) -> None:
     """A stream sends exactly the examples, in their order, but for the moment since when it is stale."""
     documented = examples.SSE_EVENTS if b"event-stream" in accept else examples.EVENTS
-    async for one in world(etcd=fake.endpoint, stale_after="1s"):
+    async for one in world(etcd=fake.endpoint):
         headers = [(b"accept", accept)]
         client = Client(one.gateway, swallow, b"prefix=/svc/", app=one.app, headers=headers)
         await client.until('"type":"synced"')
