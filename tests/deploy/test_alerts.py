@@ -541,6 +541,7 @@ def test_what_is_left_out() -> None:
 
     assert set(alerts()) - set(alerts(*ON, "--set", "prometheusRule.etcdMetrics=false")) == etcd
     assert set(alerts()) - set(alerts(*ON, "--set", "replicas=0")) == {"GatewayMetricsMissing"}
+    assert set(alerts(*ON, "--set", "replicas=0,autoscaling.enabled=true")) == set(alerts())
 
 
 def documented() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.chart import (
     get_helm,
     manifests,
     refusal,
+    run,
     template,
     unknown_fields,
     validated,
@@ -155,6 +157,87 @@ def test_names_and_labels(tool: Path, extras: dict[str, Manifest]) -> None:
     ):
         found = manifests(template(tool, *CHOICE, "--set", values))
         assert {one["metadata"]["name"] for one in found.values() if one["kind"] != "Pod"} == {name}
+
+
+# Texts that YAML reads as a number or as a truth if nothing quotes them.
+UNLIKE_TEXT = """
+allowPrefixes: [/svc/]
+fullnameOverride: gateway
+nameOverride: "1e3"
+priorityClassName: "123"
+serviceAccount: {create: true, name: "123"}
+image: {pullSecrets: ["123"]}
+etcd: {endpoints: ["https://etcd:2379"], tls: {existingSecret: "123"}, auth: {existingSecret: "123"}}
+tls: {existingSecret: "123", clientCaSecret: CLIENT_CA}
+token: {existingSecret: "123", key: "on"}
+access:
+  existingSecret: "123"
+  tokensKey: "on"
+  policyKey: "1"
+  existingConfigMap: "123"
+  configMapKeys: {jwks: "no"}
+service: {loadBalancerClass: "123", clusterIP: "123", trafficDistribution: "on"}
+ingress: {enabled: true, className: "123", hosts: ["123"], tlsSecret: "123", paths: [{path: "/a #b"}]}
+networkPolicy: {enabled: true, clients: [{podSelector: {matchLabels: {a: "1"}}}]}
+helmTest: {tokenSecret: "123", tokenKey: "on"}
+prometheusRule: {enabled: true, severities: {critical: "1", warning: "on"}}
+"""
+UPSTREAM = (
+    'upstream: {urls: ["https://a:1"], caSecret: "1", clientCertificateSecret: "1", tokenSecret: "1", tokenKey: "1"}'
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        UNLIKE_TEXT.replace("CLIENT_CA", '""'),
+        UNLIKE_TEXT.replace("CLIENT_CA", '"123"'),
+        f"allowPrefixes: [/svc/]\n{UPSTREAM}",
+    ],
+    ids=["plain", "client-ca", "upstream"],
+)
+def test_text_stays_text(tool: Path, tmp_path: Path, values: str) -> None:
+    """A release, a Secret, a key or a severity may have a name of digits: Kubernetes gets a text, not a number."""
+    file = tmp_path / "values.yaml"
+    file.write_text(values)
+    done = run(tool, "template", "123", CHART, "-f", file)
+
+    assert done.returncode == 0, done.stderr
+    found = manifests(done.stdout)
+    assert validated(done.stdout, KUBERNETES[1]) == set(found) - {"PrometheusRule"}
+    assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == "123" for one in found.values())
+    if rules := found.get("PrometheusRule"):
+        severities = {rule["labels"]["severity"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+        assert severities == {"1", "on"}
+
+
+@pytest.mark.parametrize("matcher", ['job="a: b"', 'job="a #b"'])
+def test_any_matcher_of_series(tool: Path, matcher: str) -> None:
+    """What YAML would read as a comment or as a key stays in the rule's expression."""
+    found = manifests(template(tool, *CHOICE, "--set", "prometheusRule.enabled=true", *selected(matcher)))
+
+    rules = [rule for group in found["PrometheusRule"]["spec"]["groups"] for rule in group["rules"]]
+    assert len(rules) > 20
+    assert [rule["alert"] for rule in rules if matcher not in rule["expr"]] == []
+    assert [rule["alert"] for rule in rules if rule["expr"].count("(") != rule["expr"].count(")")] == []
+
+
+def selected(matcher: str) -> list[str]:
+    return [f"--set-string=prometheusRule.{name}={matcher}" for name in ("selector", "etcdSelector")]
+
+
+@pytest.mark.parametrize("replicas", ["3", "2", "20"])
+@pytest.mark.parametrize("share", ["50%", "66%", "67%", "90%", "95%", "96%", "99%"])
+def test_share_of_pods_that_stay(tool: Path, replicas: str, share: str) -> None:
+    """Kubernetes rounds the share up, and one pod must be left to evict."""
+    given = ("--set", f"replicas={replicas},podDisruptionBudget.minAvailable={share}")
+    stay = math.ceil(int(share.rstrip("%")) * int(replicas) / 100)
+
+    if stay == int(replicas):
+        assert f"({share} of {replicas} pods: {stay})" in refusal(tool, *CHOICE, *given)
+    else:
+        budget = manifests(template(tool, *CHOICE, *given))["PodDisruptionBudget"]
+        assert budget["spec"]["minAvailable"] == share
 
 
 def test_service(tool: Path, extras: dict[str, Manifest]) -> None:

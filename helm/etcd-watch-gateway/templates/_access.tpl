@@ -21,12 +21,12 @@
 {{- with .Values.access }}
 {{- with .existingSecret }}
 - secret:
-    name: {{ . }}
+    name: {{ . | quote }}
     items:
       {{- with $.Values.access }}
       {{- range $path, $key := dict "tokens" .tokensKey "policy" .policyKey "jwt-secret" .jwtSecretKey "session-keys" .sessionKeysKey }}
       {{- if $key }}
-      - key: {{ $key }}
+      - key: {{ $key | quote }}
         path: {{ $path }}
       {{- end }}
       {{- end }}
@@ -34,11 +34,11 @@
 {{- end }}
 {{- with .existingConfigMap }}
 - configMap:
-    name: {{ . }}
+    name: {{ . | quote }}
     items:
       {{- range $path, $key := $.Values.access.configMapKeys }}
       {{- if $key }}
-      - key: {{ $key }}
+      - key: {{ $key | quote }}
         path: {{ $path }}
       {{- end }}
       {{- end }}

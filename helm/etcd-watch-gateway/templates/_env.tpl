@@ -52,7 +52,7 @@
 - name: GATEWAY_ETCD_USER
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: username
 - name: GATEWAY_ETCD_PASSWORD_FILE
   value: /etc/etcd-watch-gateway/etcd-auth/password

@@ -16,8 +16,8 @@
 
 {{- /* Never change these labels: a Deployment's selector is immutable. */ -}}
 {{- define "gateway.selector" -}}
-app.kubernetes.io/name: {{ include "gateway.app" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "gateway.app" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "gateway.ownLabels" -}}
@@ -61,11 +61,11 @@ securityContext: {{- include "gateway.securityContext" $context | trim | nindent
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with include "gateway.serviceAccount" . }}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -91,7 +91,7 @@ serviceAccountName: {{ . }}
 {{- /* The nodes on which pods may run. */ -}}
 {{- define "gateway.placement" -}}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -149,8 +149,20 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- with .Values.podDisruptionBudget -}}
 {{- $fewest := ternary $.Values.autoscaling.minReplicas $.Values.replicas $.Values.autoscaling.enabled -}}
-{{- if and .enabled (gt (int $fewest) 1) (not (kindIs "string" .minAvailable)) (ge (int .minAvailable) (int $fewest)) -}}
-{{- fail (printf "podDisruptionBudget.minAvailable (%d) must be below the number of replicas (%d): otherwise no node with a pod could be drained" (int .minAvailable) (int $fewest)) -}}
+{{- /* Kubernetes rounds a share up: 75% of three pods are all three. */ -}}
+{{- $stay := int .minAvailable -}}
+{{- if kindIs "string" .minAvailable -}}
+{{- $stay = div (add 99 (mul (trimSuffix "%" .minAvailable | int) (int $fewest))) 100 | int -}}
+{{- end -}}
+{{- if and .enabled (gt (int $fewest) 1) (ge $stay (int $fewest)) -}}
+{{- fail (printf "podDisruptionBudget.minAvailable (%v of %d pods: %d) must be below the number of replicas: otherwise no node with a pod could be drained" .minAvailable (int $fewest) $stay) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.strategy -}}
+{{- $moves := list -}}
+{{- range .rollingUpdate -}}{{- if not (has (toString .) (list "0" "0%" "00%")) -}}{{- $moves = append $moves . -}}{{- end -}}{{- end -}}
+{{- if and (eq .type "RollingUpdate") .rollingUpdate (not $moves) -}}
+{{- fail "strategy.rollingUpdate.maxSurge and maxUnavailable must not both be 0: no pod could be replaced" -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
@@ -207,7 +219,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- /* Labels of the `helm test` pod. Not the gateway's selector: otherwise the Service would send clients to this pod. */ -}}
 {{- define "gateway.tester" -}}
 app.kubernetes.io/name: {{ include "gateway.app" . | trunc 58 | trimSuffix "-" }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- /* Matchers of this release's series. By default, the labels that the operator adds for a ServiceMonitor. */ -}}

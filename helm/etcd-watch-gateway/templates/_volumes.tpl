@@ -8,7 +8,7 @@
 {{- with .Values.tls.existingSecret }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: tls.crt
@@ -19,7 +19,7 @@
 {{- with .Values.tls.clientCaSecret }}
 - name: tls-client-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: ca.crt
@@ -29,10 +29,10 @@
 {{- if .existingSecret }}
 - name: token
   secret:
-    secretName: {{ .existingSecret }}
+    secretName: {{ .existingSecret | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .key }}
+      - key: {{ .key | quote }}
         path: token
 {{- end }}
 {{- end }}
@@ -46,7 +46,7 @@
 {{- with .Values.upstream.caSecret }}
 - name: upstream-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: ca.crt
@@ -55,7 +55,7 @@
 {{- with .Values.upstream.clientCertificateSecret }}
 - name: upstream-tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: tls.crt
@@ -66,10 +66,10 @@
 {{- with .Values.upstream.tokenSecret }}
 - name: upstream-token
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
-      - key: {{ $.Values.upstream.tokenKey }}
+      - key: {{ $.Values.upstream.tokenKey | quote }}
         path: token
 {{- end }}
 {{- else }}
@@ -77,7 +77,7 @@
 {{- if .existingSecret }}
 - name: etcd-tls
   secret:
-    secretName: {{ .existingSecret }}
+    secretName: {{ .existingSecret | quote }}
     defaultMode: 0440
     items:
       - key: ca.crt
@@ -93,7 +93,7 @@
 {{- with .Values.etcd.auth.existingSecret }}
 - name: etcd-auth
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: password
