@@ -19,6 +19,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from app import __version__
+from app.api.schemas import EVENTS, SCHEMAS
 from app.core import errors
 from app.core.backfill import Stage
 from app.core.feed import State
@@ -217,6 +218,42 @@ def test_every_event_has_a_section() -> None:
                 kinds.add(kind)
     assert kinds == {"put", "delete", "reset", "synced", "bookmark", "status", "close"}
     assert {f"### `{kind}`" for kind in kinds} <= set(read("wire-contract.md").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("heading", "schemas"),
+    [
+        ("## `/v1/feeds`", ("FeedsAnswer", "Feed", "Channel", "Pin", "Subscriber")),
+        ("## `/readyz`", ("Readiness", "Pin")),
+        ("## `/v1/access`", ("Access",)),
+        ("### `/v1/progress`", ("Progress",)),
+    ],
+)
+def test_every_member_of_an_answer_is_documented(heading: str, schemas: tuple[str, ...]) -> None:
+    text = section("wire-contract.md", heading)
+    for name in schemas:
+        for member, schema in SCHEMAS[name]["properties"].items():
+            assert re.search(rf'["`]{member}["`]', text), member
+            named = schema.get("enum", ()) if member == "status" else ()
+            assert [value for value in named if f"`{value}`" not in text] == []
+
+
+def test_every_member_of_an_event_is_documented() -> None:
+    """In the event's own section, or where all events are described."""
+    common = section("wire-contract.md", "## Items") + section("wire-contract.md", "### `more`") + "`cursor`, `type`"
+    for kind, schema in ((schema["properties"]["type"]["const"], schema) for schema in EVENTS.values()):
+        text = common + section("wire-contract.md", f"### `{kind}`")
+        assert [name for name in schema["properties"] if not re.search(rf'["`]{name}["`]', text)] == [], kind
+
+
+def test_every_temporary_refusal_of_a_stream_is_listed() -> None:
+    """A client that opens an EventSource must know which problems come as a stream that is held open."""
+    text = section("wire-contract.md", "## Temporary refusals").partition("depends on the")[0]
+    of_reads = {"too-many-reads", "too-many-ranges"}
+    # Its status is always the real one: it is raised before anybody knows whether the client is an EventSource.
+    assert set(re.findall(r"`([a-z-]+)`", text)) == {
+        code for code, (_status, passes) in emitted().items() if passes
+    } - of_reads - {"issuer-unavailable"} - set(QUOTA_REASONS) | {"too-large"}
 
 
 @pytest.mark.parametrize(
