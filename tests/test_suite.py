@@ -7,8 +7,10 @@ import asyncio
 import gc
 import re
 import socket
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -69,6 +71,7 @@ TIMEOUTS_ALLOWED = {
     "access/test_fetch.py": "a server that never answers, however long a client waits",
     "clients/test_mirror.py": "a write under faults is aborted and retried",
     "consistency": "an operation under faults is aborted and retried",
+    "matrix/test_requests.py": "for how long a stream without `synced` is followed",
     "matrix/test_shell.py": "no byte may come within this time",
     "soak/soak.py": "a client that leaves",
     "examples/test_mirrors.py": "no request may come within this time",
@@ -85,8 +88,10 @@ TIMEOUTS_ALLOWED = {
 WORDS = {
     "clocks": [re.compile(rf"\.({'|'.join(CLOCKS)})\b")],
     "timeouts": [
-        re.compile(r"[(,=]\s*\d+(\.\d+)?\s*[,)]"),
-        re.compile(r"\b(timeout|within)\s*=\s*[(.\d]|\b(timeout|next_event)\(\s*[(.\d]|\b(wait_for|eventually)\("),
+        re.compile(r"[(,=]\s*\d+(\.\d+)?\s*[,)]|^[A-Z_]+ = \d+(\.\d+)?$", re.MULTILINE),
+        re.compile(
+            r"\b(timeout|within)\s*=\s*[(.\dA-Z]|\b(timeout|next_event)\(\s*[(.\dA-Z]|\b(wait_for|eventually)\("
+        ),
     ],
 }
 
@@ -96,8 +101,11 @@ def reads_a_clock(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr in CLOCKS and isinstance(node.ctx, ast.Load)
 
 
-def short_timeout(node: ast.AST) -> bool:
-    """Whether *node* gives a number below LEAST as a timeout, by name or to ``asyncio.timeout`` and ``wait_for``."""
+def short_timeout(node: ast.AST, constants: Mapping[str, object] = MappingProxyType({})) -> bool:
+    """Whether *node* gives a number below LEAST as a timeout, by name or to ``asyncio.timeout`` and ``wait_for``.
+
+    The number may also be one of the module's *constants*.
+    """
     if isinstance(node, ast.keyword):
         given = node.value if node.arg in ("timeout", "within") else None
     elif isinstance(node, ast.Call):
@@ -106,25 +114,37 @@ def short_timeout(node: ast.AST) -> bool:
         given = node.args[at] if at is not None and len(node.args) > at else None
     else:
         return False
-    return isinstance(given, ast.Constant) and isinstance(given.value, int | float) and given.value < LEAST
+    value = constants.get(given.id) if isinstance(given, ast.Name) else getattr(given, "value", None)
+    return isinstance(value, int | float) and value < LEAST
 
 
-CHECKS = {"clocks": reads_a_clock, "timeouts": short_timeout}
+def constants_of(module: ast.Module) -> dict[str, object]:
+    """The names that a module gives to a constant."""
+    return {
+        target.id: node.value.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 @cache
 def found() -> dict[str, set[str]]:
     """The files of the tests, except this one, that contain each kind of node."""
-    files: dict[str, set[str]] = {kind: set() for kind in CHECKS}
+    files: dict[str, set[str]] = {kind: set() for kind in WORDS}
     for path in TESTS.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        checks = {kind: CHECKS[kind] for kind, words in WORDS.items() if all(one.search(text) for one in words)}
-        if path == Path(__file__) or not checks:
+        kinds = {kind for kind, words in WORDS.items() if all(one.search(text) for one in words)}
+        if path == Path(__file__) or not kinds:
             continue
-        for node in ast.walk(parse(path)):
-            for kind, check in checks.items():
-                if check(node):
-                    files[kind].add(path.relative_to(TESTS).as_posix())
+        module = parse(path)
+        constants = constants_of(module)
+        for node in ast.walk(module):
+            if "clocks" in kinds and reads_a_clock(node):
+                files["clocks"].add(path.relative_to(TESTS).as_posix())
+            if "timeouts" in kinds and short_timeout(node, constants):
+                files["timeouts"].add(path.relative_to(TESTS).as_posix())
     return files
 
 
@@ -182,6 +202,7 @@ def test_every_source_file_has_a_test_file() -> None:
         ("asyncio.timeout(10)", "timeout"),
         ("await asyncio.wait_for(x, 3)", "timeout"),
         ("await stream.next_event(2.5)", "timeout"),
+        ("asyncio.timeout(SOON)", "timeout"),
         ("await eventually(done)", ""),
         ("asyncio.timeout(HANG)", ""),
         ("run(timeout=600)", ""),
@@ -189,10 +210,12 @@ def test_every_source_file_has_a_test_file() -> None:
 )
 def test_they_are_found(line: str, kind: str) -> None:
     """Each kind is found in a line of code."""
-    nodes = list(ast.walk(ast.parse(f"async def test():\n    {line}")))
-    assert kind == "" or all(one.search(line) for one in WORDS[f"{kind}s"])
+    text = f"SOON = 5\nasync def test():\n    {line}"
+    module = ast.parse(text)
+    nodes = list(ast.walk(module))
+    assert kind == "" or all(one.search(text) for one in WORDS[f"{kind}s"])
     assert any(map(reads_a_clock, nodes)) == (kind == "clock")
-    assert any(map(short_timeout, nodes)) == (kind == "timeout")
+    assert any(short_timeout(node, constants_of(module)) for node in nodes) == (kind == "timeout")
 
 
 @pytest.mark.parametrize("prefix", sorted({*FIRST, *SOURCES, *TOGETHER, *(f"tests/{name}" for name in REPEATING)}))

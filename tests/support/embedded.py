@@ -24,9 +24,8 @@ from aetcd import rpc
 from app.dev import etcd as embedded
 from app.dev.etcd import EtcdFailedError, EtcdMissingError, PortTakenError
 from tests.support.processes import is_stopped
+from tests.support.waiting import HANG
 
-# Seconds from SIGTERM to the exit of an etcd whose data is kept, and so should be closed properly.
-STOP_TIMEOUT = 10.0
 # util-linux: the kernel kills the command when the thread ends that has started it, here the tests' main thread. `dev`
 # has a watchdog for that, an interpreter that takes half the CPU of a start of etcd.
 SETPRIV = shutil.which("setpriv") if sys.platform == "linux" else None
@@ -167,7 +166,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
 
     async def _end_by(self, number: signal.Signals) -> None:
         self._signal(number)
-        async with asyncio.timeout(STOP_TIMEOUT):
+        async with asyncio.timeout(HANG):
             while self.running:  # noqa: ASYNC110  # nothing sets an event when the process ends
                 await asyncio.sleep(embedded.POLL)
         self._end()
