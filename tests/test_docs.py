@@ -25,8 +25,9 @@ from app.core.backfill import Stage
 from app.core.feed import State
 from app.core.feed_messages import BackfillInput, FeedInput, WatchInput
 from app.core.reasons import CLOSE_REASONS, END_REASONS, QUOTA_REASONS, REFUSAL_REASONS, RESET_REASONS
-from app.metrics import NAMESPACE
+from app.metrics import ACCESS_FILES, NAMESPACE
 from app.settings import ALIASES, PREFIX, Settings, load
+from app.tls import FAILURES
 from tests.support.certificates import Ca
 from tests.support.gateway import GatewayProcess, gateway
 from tools import draw_map, draw_states
@@ -190,6 +191,15 @@ async def test_metrics_are_those_of_a_scrape(server: GatewayProcess, tmp_path: P
     # Names in prose count, too.
     mentioned = {name for name in re.findall(rf"{NAMESPACE}_[a-z_]+\b", read("metrics.md")) if ours(name)}
     assert mentioned == set(labels)
+
+
+def test_every_value_of_a_label_is_explained() -> None:
+    """Those that no other list has: files of the access control, handshakes, and the ends of streams."""
+    text = read("metrics.md")
+    assert {name for name in (*ACCESS_FILES.values(), *FAILURES) if f"`{name}`" not in text} == set()
+    assert {name for name in END_REASONS if name not in CLOSE_REASONS and f"`{name}`" not in text} == set()
+    entry = section("runbook.md", "### GatewayAccessFileUnusable")
+    assert {name for name in ACCESS_FILES.values() if not re.search(rf'[`"]{name}[`"]', entry)} == set()
 
 
 # --- the wire contract ------------------------------------------------------------------------------------------------
@@ -396,6 +406,30 @@ def test_every_file_beside_the_rooms_is_in_the_architecture() -> None:
     (row,) = re.findall(r"^\| `app/` \|(.*)$", text, re.MULTILINE)
     names = {path.stem for path in APP.glob("*.py")} - {"__init__"}
     assert {name for name in names if f"`{name}`" not in row} == set()
+
+
+def test_tests_that_are_spoken_of_exist() -> None:
+    """A page names tests as a proof of what it says: a test's file, or a test of any file."""
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "tests").rglob("*.py")}
+    names = {path.name for path in files.values()}
+    functions = {name for path in files.values() for name in re.findall(r"def (test_\w+)\(", path.read_text())}
+    for page in PAGES:
+        if "decisions" in page.parts or page.name == "CHANGELOG.md":  # of the past
+            continue
+        text = page.read_text(encoding="utf-8")
+        assert {name for name in re.findall(r"[`:](test_\w+)`", text) if name not in functions} == set(), page.name
+        assert {name for name in re.findall(r"[`/](test_\w+\.py)\b", text) if name not in names} == set(), page.name
+        assert {name for name in re.findall(r"`(tests/[\w/]+\.py)\b", text) if name not in files} == set(), page.name
+
+
+def test_metrics_that_are_spoken_of_exist() -> None:
+    """On every page: docs/metrics.md, which another test compares with a scrape, has them all."""
+    known = set(re.findall(rf"{NAMESPACE}_[a-z_]+[a-z]", read("metrics.md")))
+    for page in PAGES:
+        if "decisions" in page.parts or page.name == "CHANGELOG.md":
+            continue
+        named = set(re.findall(rf"`({NAMESPACE}_[a-z_]+[a-z])\b", page.read_text(encoding="utf-8")))
+        assert named <= known, page.name
 
 
 def test_every_room_has_a_row_in_contributing() -> None:
