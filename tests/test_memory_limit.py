@@ -39,7 +39,7 @@ def test_the_limit_of_the_control_groups(
 ) -> None:
     """The smallest limit counts, whichever group has it. Without control groups there is none."""
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        pytest.skip("this process has a limit of its own")
+        pytest.skip("NOT RUN: limits of control groups: this process has a limit of its own (ulimit -v)")
     for name, text in files.items():
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)

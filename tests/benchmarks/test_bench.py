@@ -21,7 +21,7 @@ from benchmarks.suite import SMALL, comparisons
 
 @pytest.mark.etcd
 @pytest.mark.slow
-@pytest.mark.skipif(bool(missing()), reason=f"not installed: {' '.join(missing())}")
+@pytest.mark.skipif(bool(missing()), reason=f"NOT RUN: the benchmarks: not installed: {' '.join(missing())}")
 async def test_everything_is_measured_and_reported(tmp_path: Path) -> None:
     """Every side of every comparison is measured, every delivery is checked, and the page has a plot for each."""
     command = [sys.executable, "-m", "benchmarks", "--small", "--rounds=1", f"--report={tmp_path}"]

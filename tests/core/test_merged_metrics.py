@@ -71,7 +71,7 @@ def test_no_counter_becomes_smaller_when_a_worker_ends(counts: list[list[int]], 
     for report in reports[:ending]:
         ended.add(report)
     after = merge_metrics(hub, [*reports[ending:], ended.families], [])
-    assert value(before, "resets") == value(after, "resets") == [sum(each) for each in zip(*counts, strict=True)] or [
-        0, 0]  # fmt: skip
+    whole = [sum(each) for each in zip(*counts, strict=True)] or [0, 0]
+    assert value(before, "resets") == value(after, "resets") == whole
     left = [one for one in after if one.name == NAMESPACE + "connections"]
     assert sum(sample.value for one in left for sample in one.samples) == len(reports[ending:])

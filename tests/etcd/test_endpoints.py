@@ -49,7 +49,7 @@ def by_name(etcd: SecureEtcd) -> str:
 
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
-    reason="needs root and Debian's util-linux, for its own /etc/hosts",
+    reason="NOT RUN: names with a dead address: needs root and Debian's util-linux, for its own /etc/hosts",
 )
 @pytest.mark.one_etcd
 @pytest.mark.parametrize("dead", ["127.0.0.9", "240.0.0.1"], ids=["refused", "unreachable"])

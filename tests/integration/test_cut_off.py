@@ -27,7 +27,10 @@ from tests.support.waiting import HANG, eventually
 pytestmark = [
     pytest.mark.etcd,
     pytest.mark.slow,
-    pytest.mark.skipif(not frozen_disk.possible, reason="needs root, a loop device, and Debian's util-linux"),
+    pytest.mark.skipif(
+        not frozen_disk.possible,
+        reason="NOT RUN: a member whose disk hangs: needs root, a loop device, and Debian's util-linux",
+    ),
 ]
 every_etcd = pytest.mark.parametrize("candidate", real_etcds(), ids=lambda candidate: candidate.version)
 

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         sys.platform != "linux" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "iptables"))),
-        reason="needs root, iproute2 and iptables",
+        reason="NOT RUN: packets that are lost: needs root, iproute2 and iptables",
     ),
 ]
 

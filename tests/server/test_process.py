@@ -33,7 +33,7 @@ from tests.support.streams import watch
 from tests.support.waiting import eventually, soon
 
 NOWHERE = "http://127.0.0.1:1"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or sizes a pipe as Linux does")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: reads /proc, or sizes a pipe, as on Linux")
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ MOST_BYTES = 10_000
 
 @pytest.mark.etcd
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: the soak: reads /proc, which only Linux has")
 async def test_nothing_grows() -> None:
     """Descriptors, tasks, threads and memory per served stream do not grow; in each round nothing is left at etcd."""
     report = await soak("7", log=print)

@@ -14,7 +14,9 @@ from app.stream.transport import EXTENSION, ClientTransport, client_of
 from tests.support.asgi_client import http_scope
 from tests.support.waiting import eventually
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports how much a client has acknowledged")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="NOT RUN: only Linux reports how much a client has acknowledged"
+)
 
 
 class Hearing:
