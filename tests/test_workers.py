@@ -1,7 +1,12 @@
-"""The workers that run the tests (tests/support/workers.py): nothing that a test has to say is lost."""
+"""The workers that run the tests (tests/support/workers.py): nothing that a test has to say is lost.
+
+And the fork server (tests/support/forkserver.py), which starts what they test.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from app import __version__
+from tests.support import forkserver
 from tests.support.workers import FORKS
 
 # No other plugin: each takes its time to be imported.
@@ -122,3 +129,22 @@ def test_the_first_failure_ends_the_run(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "1 failed" in done.stdout
     assert "stopping after 1 failures" in done.stdout
+
+
+@pytest.mark.process
+@pytest.mark.wall_clock
+@pytest.mark.skipif(not FORKS, reason="NOT RUN: outside Linux the tests fork nothing")
+async def test_the_fork_server_outlives_who_has_asked_it() -> None:
+    """A hub that is killed while it asks for a worker reads no pid; all later tests need the server."""
+    output, output_in = os.pipe()
+    unread, status_in = os.pipe()
+    os.close(unread)
+    order = json.dumps([["app", "version"], dict(os.environ), True])
+    forkserver._server(False).send(order.encode(), output_in, status_in)
+    for descriptor in (output_in, status_in):
+        os.close(descriptor)
+    with os.fdopen(output, "rb") as said:
+        assert await asyncio.to_thread(said.read) == f"{__version__}\n".encode()
+    process = await forkserver.spawn("app", "version", env=os.environ, merged=True)
+
+    assert await process.wait() == 0

@@ -265,8 +265,9 @@ def serve(orders: socket.socket) -> list[str]:
                 return [*words, *map(str, passed)]
             for descriptor in (output, *passed):
                 os.close(descriptor)
-            os.write(status, b"%d\n" % child)
             children[child] = status
+            with contextlib.suppress(BrokenPipeError):  # whoever has asked was killed meanwhile
+                os.write(status, b"%d\n" % child)
 
 
 def _become(env: dict[str, str], output: int, kept: set[int], *, merged: bool) -> None:
