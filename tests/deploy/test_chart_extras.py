@@ -351,6 +351,7 @@ def test_the_token_of_the_test_pod(tool: Path, extras: dict[str, Manifest]) -> N
         (("resources.limits.cpu=2", "settings.workers=1"), "1"),
         (("settings.workers=3",), "3"),
         (("settings.workers=auto",), "auto"),
+        (("extraEnv[0].name=GATEWAY_WORKERS", "extraEnv[0].value=auto"), "auto"),
     ],
 )
 def test_workers(tool: Path, values: tuple[str, ...], workers: str | None) -> None:

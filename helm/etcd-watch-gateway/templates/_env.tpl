@@ -1,9 +1,12 @@
-{{- /* Whether the gateway has workers: "set" by settings.workers, or by a CPU "limit", as many as it allows. */ -}}
+{{- /* Whether the gateway has workers: "set" by settings.workers or extraEnv, or by a CPU "limit", as many as it allows. */ -}}
 {{- define "gateway.hasWorkers" -}}
 {{- $settings := .Values.settings | default dict }}
 {{- if not (kindIs "invalid" $settings.workers) }}
 {{- if ne (toString $settings.workers) "1" }}set{{ end }}
-{{- else if dig "limits" "cpu" "" (.Values.resources | default dict) }}limit{{ end }}
+{{- else if dig "limits" "cpu" "" (.Values.resources | default dict) }}limit
+{{- else }}
+{{- range .Values.extraEnv }}{{ if eq (upper .name) "GATEWAY_WORKERS" }}set{{ end }}{{ end }}
+{{- end }}
 {{- end -}}
 
 {{- /* The environment that the chart sets. extraEnv must not have any of these names. */ -}}
