@@ -405,11 +405,13 @@ def test_service_finds_the_pods(tool: Path) -> None:
         ("replicas=2", True),
         ("podDisruptionBudget.enabled=false", False),
         ("replicas=1,autoscaling.enabled=true", True),
-        ("autoscaling.enabled=true,autoscaling.minReplicas=1", False),
+        ("autoscaling.enabled=true,autoscaling.minReplicas=1", True),
+        ("autoscaling.enabled=true,autoscaling.minReplicas=1,autoscaling.maxReplicas=1", False),
+        ("autoscaling.enabled=true,autoscaling.minReplicas=1,podDisruptionBudget.minAvailable=1", False),
     ],
 )
 def test_disruption_budget(tool: Path, settings: str, there: bool) -> None:
-    """A single replica has no budget, which would keep its node from being drained."""
+    """A single replica has no budget: `minAvailable` would keep its node from being drained."""
     found = manifests(template(tool, *CHOICE, "--set", settings))
 
     assert ("PodDisruptionBudget" in found) == there
