@@ -162,7 +162,7 @@ def test_names_and_labels(tool: Path, extras: dict[str, Manifest]) -> None:
 # Texts that YAML reads as a number or as a truth if nothing quotes them.
 UNLIKE_TEXT = """
 allowPrefixes: [/svc/]
-fullnameOverride: gateway
+fullnameOverride: "123"
 nameOverride: "1e3"
 priorityClassName: "123"
 serviceAccount: {create: true, name: "123"}
