@@ -17,6 +17,8 @@ from tests.support.waiting import eventually
 
 # The history is never proven in these tests: a long timeout makes no difference to the followers.
 SETTINGS = {"GATEWAY_SYNC_TIMEOUT": "2s", "GATEWAY_LINGER": "60s"}
+# From the first read that etcd holds on, all clients must have come before the gateway leaves etcd, a second later.
+STALE_LATER = {"GATEWAY_STALE_AFTER": "8s"}
 
 
 class SlowEtcd(FakeEtcd):
@@ -130,7 +132,7 @@ async def test_many_histories_take_turns(fake: SlowEtcd) -> None:
 async def test_a_joiner_of_a_feed_in_doubt_is_told(fake: SlowEtcd) -> None:
     """etcd leaves during a fresh start's snapshot: subscribers with a view keep it, and no joiner waits for ever."""
     async with (
-        gateway(fake.endpoint, settings=STALE_SOON) as server,
+        gateway(fake.endpoint, settings=STALE_LATER) as server,
         joined(server.base) as (follower,),
     ):
         fake.hold_ranges()
