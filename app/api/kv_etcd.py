@@ -54,7 +54,7 @@ class EtcdReads:
         return body
 
     async def _once(self, read: KvRead) -> KvBody:
-        """Read at the revision of the request's page; without a page at the newest, which etcd may compact meanwhile.
+        """Read at the revision of the request's page; without a page at the newest, which etcd may lose meanwhile.
 
         The client has not asked for that revision, so the read begins again at a newer one.
         """
@@ -66,18 +66,21 @@ class EtcdReads:
                     lacks = "has compacted" if isinstance(error, CompactedError) else "was restored and lacks"
                     msg = f"etcd {lacks} the revision of this page; start over without 'page'"
                     raise PageExpiredError(msg, parameter="page") from None
-        raise UnavailableError("etcd compacts its history before this list is read: retry, or ask for less ('limit')")
+        raise UnavailableError(
+            "etcd compacts its history, or is restored, before this list is read: retry, or ask for less ('limit')"
+        )
 
     async def _attempt(self, read: KvRead) -> KvBody:
         """Read the values. The memory for them is reserved before etcd is asked for the first byte."""
         self._reads.check(self._gateway.budget.waiting(Use.ANSWER))
         async with answer_memory(self._gateway.budget) as hold:
-            if read.selection.count_only:
-                body = await self._count(read, hold)
-            elif read.single_key:
-                body = await self._item(read, hold)
-            else:
-                body = await self._list(read, hold)
+            with self._reads.one_history():
+                if read.selection.count_only:
+                    body = await self._count(read, hold)
+                elif read.single_key:
+                    body = await self._item(read, hold)
+                else:
+                    body = await self._list(read, hold)
             if hold.released:
                 raise revoked()
         return body

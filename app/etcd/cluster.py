@@ -40,6 +40,8 @@ class Cluster:
         self._seen_at = -math.inf
         self._restored: list[Callable[[], None]] = []
         self.ended = EndedHistories()
+        # The number of histories that this process has seen end.
+        self.replaced = 0
         self.id = 0
         # The highest values known in this history.
         self.revision = 0
@@ -147,6 +149,7 @@ class Cluster:
         self._start_anew(header)
 
     def _start_anew(self, header: Any) -> None:
+        self.replaced += 1
         self.revision, self.term, self.applied = header.revision, header.raft_term, 0
         for callback in self._restored:
             callback()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -91,6 +91,7 @@ class Reads:
         link: waits for a usable connection, or raises UnavailableError.
         known: returns the highest known (revision, raft term).
         note: receives what ``known`` returned before each read, and the header of the read's answer.
+        replaced: returns the number of histories that have ended.
         max_ranges: the maximum number of Ranges in flight.
         on_proof: receives the time at which each linearizable read began, and the revision that the read returned.
         on_slow: called when a Range was not answered in time.
@@ -103,6 +104,7 @@ class Reads:
         known: Callable[[], tuple[int, int]],
         note: Callable[[tuple[int, int], Any], None],
         *,
+        replaced: Callable[[], int] = lambda: 0,
         max_ranges: int,
         clock: Clock,
         on_proof: Callable[[float, int], None] = lambda _asked_at, _revision: None,
@@ -115,6 +117,7 @@ class Reads:
         self._on_proof = on_proof
         self._on_slow = on_slow
         self._known = known
+        self._replaced = replaced
         self._max_ranges = max_ranges
         self._slots = asyncio.Semaphore(max_ranges)
         self._queued = 0
@@ -145,13 +148,26 @@ class Reads:
         """
         items: list[KeyValue] = []
         revision = cluster_id = 0
-        for watched in ranges:
-            async with aclosing(self.pages(watched, revision=revision)) as pages:
-                async for page in pages:
-                    budget(sum(item.size for item in page.items))
-                    items += page.items
-                    revision, cluster_id = page.revision, page.cluster_id
+        with self.one_history():
+            for watched in ranges:
+                async with aclosing(self.pages(watched, revision=revision)) as pages:
+                    async for page in pages:
+                        budget(sum(item.size for item in page.items))
+                        items += page.items
+                        revision, cluster_id = page.revision, page.cluster_id
         return Snapshot.of(revision, items), cluster_id
+
+    @contextmanager
+    def one_history(self) -> Iterator[None]:
+        """Read Ranges at one revision. Raises FutureRevisionError at the end if a restore was noticed meanwhile.
+
+        A revision names another state in each history. No Range needs to fail: a read may wait for memory or for a
+        connection while etcd is restored, and the new history may have passed the revision by then.
+        """
+        before = self._replaced()
+        yield
+        if self._replaced() != before:
+            raise FutureRevisionError
 
     async def pages(
         self,

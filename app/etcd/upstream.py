@@ -122,6 +122,7 @@ class Upstream:
             self._usable_link,
             lambda: self._cluster.known,
             self._cluster.note_linearizable,
+            replaced=lambda: self._cluster.replaced,
             max_ranges=max_ranges,
             clock=clock,
             on_proof=self.linearizable_reads.note,

@@ -106,6 +106,61 @@ async def test_a_compaction_while_a_list_is_read(
             await read(gateway, query)
 
 
+@pytest.mark.parametrize("query", ["prefix=/a/&prefix=/b/", "prefix=/a/&prefix=/b/&count_only=1", "prefix=/a/"])
+@pytest.mark.parametrize("times", [ATTEMPTS - 1, ATTEMPTS])
+async def test_a_restore_while_a_list_is_read(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, query: str, times: int
+) -> None:
+    """No Range fails, because the new history has passed the revision. No answer may have keys of both histories."""
+    backup, keys = fake.revision, 20
+    answer, restored = fake._read, 0
+
+    def fill(history: bytes) -> None:
+        fake.txn([(b"/%s/%d" % (side, number), history) for side in (b"a", b"b") for number in range(keys)])
+
+    def answer_and_restore(request: Any) -> Any:
+        nonlocal restored
+        found = answer(request)
+        if not request.revision and restored < times:
+            restored += 1
+            fake.store.go_back(backup)
+            fake.raft_term -= 1
+            fill(b"%d" % restored)
+        return found
+
+    fill(b"0")
+    await EtcdReads(gateway).read(parse(b"key=/warm"))
+    fake.raft_term += ATTEMPTS
+    monkeypatch.setattr(fake, "_read", answer_and_restore)
+    if times < ATTEMPTS:
+        found = await read(gateway, query)
+        assert {item["value"] for item in found["kvs"]} <= {str(times)}, "keys of both histories"
+        assert found["count"] == keys * query.count("prefix")
+    else:
+        with pytest.raises(UnavailableError, match="restored"):
+            await read(gateway, query)
+
+
+async def test_a_restore_while_a_later_page_is_read(
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client begins anew: nothing else can have the rest of what it has."""
+    fake.txn([(b"/a/%d" % number, b"old") for number in range(40)])
+    page = (await read(gateway, "prefix=/a/&limit=1"))["next_page"]
+    fake.raft_term += 1
+    await EtcdReads(gateway).read(parse(b"key=/warm"))
+    answer = fake._read
+
+    def answer_and_restore(request: Any) -> Any:
+        found = answer(request)
+        fake.raft_term -= 1
+        return found
+
+    monkeypatch.setattr(fake, "_read", answer_and_restore)
+    with pytest.raises(PageExpiredError, match="restored"):
+        await read(gateway, f"prefix=/a/&page={page}")
+
+
 async def test_a_page_of_another_cluster(gateway: Gateway, fake: FakeEtcd) -> None:
     """A foreign token is refused before etcd is asked."""
     fake.txn([(b"/a/1", b""), (b"/a/2", b"")])

@@ -12,7 +12,14 @@ import pytest
 from aetcd import rpc
 
 from app.core.budget import PAGE_BYTES, Budget
-from app.core.errors import CompactedError, DeniedError, LargeMessageError, TooSlowError, UnavailableError
+from app.core.errors import (
+    CompactedError,
+    DeniedError,
+    FutureRevisionError,
+    LargeMessageError,
+    TooSlowError,
+    UnavailableError,
+)
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
@@ -213,6 +220,26 @@ async def test_a_compaction_between_two_ranges_of_a_snapshot() -> None:
             await upstream.snapshot([A, B], compact)
         snapshot, _ = await upstream.snapshot([A, B], lambda _size: None)
         assert [(item.key, item.value) for item in snapshot.items] == [(b"/a/x", b"1"), (b"/b/x", b"2")]
+
+
+async def test_a_restore_between_two_pages_of_a_snapshot() -> None:
+    """No Range fails, because the new history has passed the revision: the pages would be a state that never was."""
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        backup = etcd.revision
+        etcd.txn([(b"/a/%d" % n, b"old") for n in range(20)])
+        etcd.raft_term += 1
+        await upstream.snapshot([A], lambda _size: None)
+
+        def restore(_size: int) -> None:
+            if etcd.store.get(b"/a/0", etcd.revision).value == b"old":
+                etcd.store.go_back(backup)
+                etcd.raft_term -= 1
+                etcd.txn([(b"/a/%d" % n, b"new") for n in range(20)])
+
+        with pytest.raises(FutureRevisionError):
+            await upstream.snapshot([A], restore)
+        snapshot, _ = await upstream.snapshot([A], restore)
+        assert [item.value for item in snapshot.items] == [b"new"] * 20
 
 
 async def test_only_the_first_page_of_a_snapshot_decides_its_revision() -> None:
