@@ -31,6 +31,9 @@ LOOK = 0.01
 # Pings, one in a second, that a worker may leave unanswered. After that it is killed: it serves nobody. The time since
 # its last message does not count: a hub that was frozen itself (`docker pause`) has not asked meanwhile.
 SILENCE = 30
+# The same, before it serves: it answers none while it starts. That takes about a second of a processor, of which the
+# container may have little.
+START_SILENCE = 300
 
 
 class Others(Protocol):
@@ -217,14 +220,14 @@ class WorkerProcess:
 
     def check(self) -> None:
         """Ask for a sign of life, and kill a worker that has given none for long."""
-        if self.serving and self._unanswered >= SILENCE:
+        if self._unanswered >= (SILENCE if self.serving else START_SILENCE):
             extra = {"worker": self.number, "pings": self._unanswered}
             logger.error("a worker does not answer, and is killed", extra=extra)
             self.signal(signal.SIGKILL)
             return
         if self._pinged_at is None:
             self._pinged_at = self._clock()
-        self._unanswered += self.serving
+        self._unanswered += 1
         self._link.send("ping")
 
     def signal(self, number: int) -> None:

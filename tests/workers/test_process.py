@@ -20,7 +20,7 @@ from app.core.worker_report import Report
 from app.workers.admissions import Admissions
 from app.workers.descriptor_passing import ConnectionSender
 from app.workers.link import LAST_REPORT, Link, Message
-from app.workers.process import SILENCE, WorkerProcess
+from app.workers.process import SILENCE, START_SILENCE, WorkerProcess
 from tests.support.waiting import soon
 from tests.watch.world import World
 
@@ -96,6 +96,28 @@ async def test_a_silent_worker_is_killed(monkeypatch: pytest.MonkeyPatch, caplog
             found.worker.check()
         assert found.signals == [signal.SIGKILL]
         assert "does not answer" in caplog.text
+
+
+async def test_a_worker_that_hangs_at_its_start_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else notices it: the others serve, and the team has one worker less for ever."""
+    async with scene(monkeypatch) as found:
+        for _ in range(START_SILENCE):
+            found.worker.check()
+        assert found.signals == []
+        found.worker.check()
+        assert found.signals == [signal.SIGKILL]
+
+
+async def test_the_pings_of_a_slow_start_do_not_count_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has become ready has as much time for its answers as any other."""
+    async with scene(monkeypatch) as found:
+        for _ in range(START_SILENCE):
+            found.worker.check()
+        found.far.send("ready")
+        await soon(found.worker.ready.is_set)
+        for _ in range(SILENCE):
+            found.worker.check()
+        assert found.signals == []
 
 
 async def test_a_hub_that_was_frozen_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
