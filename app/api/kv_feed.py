@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -62,8 +63,17 @@ class FeedReads:
         self._bodies: WeakKeyDictionary[Snapshot, WeakValueDictionary[KvRead, KvBody]] = WeakKeyDictionary()
         self._renew_at: WeakKeyDictionary[Channel, float] = WeakKeyDictionary()  # monotonic seconds
 
-    async def until_readable(self, subscriber: Subscriber, asked: KvRequest) -> None:
-        """Wait until the channel may be read, at ``min_revision`` or above.
+    async def until_readable(
+        self,
+        subscriber: Subscriber,
+        asked: KvRequest,
+        waiter: Waiter | None = None,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Wait until the channel may be read, at ``min_revision`` or above, or until the client has *gone*.
+
+        Args:
+            waiter: of the subscriber; its caller wakes it when *gone* may have changed.
 
         Raises:
             RevisionNotReachedError, TransientError, DeniedError: it was not within ``GATEWAY_SYNC_TIMEOUT``.
@@ -72,7 +82,8 @@ class FeedReads:
         if readable(channel, revision):
             return
         seconds = self._gateway.settings.sync_timeout
-        if await Waiter(subscriber).until(lambda: readable(channel, revision), seconds, ahead=revision > 0):
+        waiter = waiter if waiter is not None else Waiter(subscriber)
+        if await waiter.until(lambda: gone() or readable(channel, revision), seconds, ahead=revision > 0):
             return
         if subscriber.closing is None and channel.history.joinable:
             raise not_reached(revision, channel.history.log.tip)

@@ -19,6 +19,7 @@ from ..gateway import Gateway
 from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
+from .client_gone import CLIENT_CLOSED_REQUEST
 from .counted_read import CountedRead
 from .kv_answer import KvAnswers
 from .kv_feed import FeedReads, state_of
@@ -92,7 +93,8 @@ class LongPoll(Response):
         with await self._subscribe() as subscriber:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
-            await self._until_readable(subscriber)
+            if not await self._until_readable(subscriber, waiter, connection):
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             seen = feed.look(channel, read)
 
             def over() -> bool:
@@ -114,17 +116,22 @@ class LongPoll(Response):
             if connection.gone or answers.has(seen.tag):
                 # A channel that cannot be read any more was not looked at again, and may have become stale.
                 return answers.without_body(seen.revision, seen.tag, state_of(channel))
-            await self._until_readable(subscriber)
+            if not await self._until_readable(subscriber, waiter, connection):
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             with CountedRead(None) if held else await self._counted(answers.caller) as reading:
                 return reading.until_sent(answers.of(await feed.body(channel, read), state_of(channel)))
 
-    async def _until_readable(self, subscriber: Subscriber) -> None:
-        """See ``FeedReads.until_readable``. If the permit has ended meanwhile, that is the reason for the failure."""
+    async def _until_readable(self, subscriber: Subscriber, waiter: Waiter, connection: Connection) -> bool:
+        """See ``FeedReads.until_readable``. Return False if the client has gone.
+
+        If the permit has ended meanwhile, that is the reason for a failure.
+        """
         try:
-            await self._feed.until_readable(subscriber, self._answers.asked)
+            await self._feed.until_readable(subscriber, self._answers.asked, waiter, lambda: connection.gone)
         except GatewayError:
             self._answers.check_permit()
             raise
+        return not connection.gone
 
     async def _from_etcd(self, connection: Connection) -> Response:
         """Read, and read again when the channel shows a change after the last read. The last answer is a read, too."""

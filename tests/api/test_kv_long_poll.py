@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import httpx
@@ -191,12 +191,10 @@ async def test_it_counts_as_a_stream(gateway: Gateway, http: httpx.AsyncClient) 
     await asyncio.gather(polling, return_exceptions=True)
 
 
-@SOURCES
-async def test_a_disconnect_releases(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient, source: str) -> None:
-    """A client that goes leaves nothing, long before the wait is over."""
-    tag = await tag_of(http, "prefix=/svc/")
+async def leave(gateway: Gateway, query: str, tag: str, once: Callable[[], Awaitable[None]]) -> list[Message]:
+    """Send a request, and disconnect *once* something is so. Return what was sent, after the end of the request."""
     leaves = asyncio.Event()
-    sent = []
+    sent: list[Message] = []
 
     async def receive() -> Message:
         await leaves.wait()
@@ -206,11 +204,35 @@ async def test_a_disconnect_releases(gateway: Gateway, fake: FakeEtcd, http: htt
         sent.append(message)
 
     headers = [(b"host", b"test"), (b"if-none-match", tag.encode()), (b"prefer", b"wait=60")]
-    scope = http_scope("/v1/kv", f"prefix=/svc/&consistency={source}".encode(), headers=headers)
+    scope = http_scope("/v1/kv", query.encode(), headers=headers)
     serving = asyncio.create_task(create_app(gateway=gateway)(scope, receive, send))
-    await held(gateway)
+    await once()
     leaves.set()
     await serving
+    return sent
+
+
+@SOURCES
+async def test_a_disconnect_releases(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient, source: str) -> None:
+    """A client that goes leaves nothing, long before the wait is over."""
+    tag = await tag_of(http, "prefix=/svc/")
+    await leave(gateway, f"prefix=/svc/&consistency={source}", tag, lambda: held(gateway))
+    await released(gateway, fake)
+
+
+@pytest.mark.parametrize("query", ["prefix=/svc/", "prefix=/svc/&min_revision=999"])
+async def test_a_disconnect_before_the_channel_can_be_read(gateway: Gateway, fake: FakeEtcd, query: str) -> None:
+    """Before the first state, and before the revision that the client wants: nothing is held until the time-out."""
+    gateway.settings = gateway.settings.model_copy(update={"sync_timeout": HANG})
+    if "min_revision" not in query:
+        fake.hold_ranges()
+
+    async def waits() -> bool:
+        return any(each.owner is not None for each in gateway.registry.subscribers())
+
+    sent = await leave(gateway, f"{query}&consistency=feed", '"other"', lambda: eventually(waits))
+    fake.release_ranges()
+    assert [message.get("status") for message in sent if message["type"] == "http.response.start"] == [499]
     await released(gateway, fake)
 
 
