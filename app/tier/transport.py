@@ -9,6 +9,7 @@ socket open.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -61,14 +62,30 @@ class _Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether the other end has not closed the connection."""
+        """Whether the other end has neither closed the connection, nor sent what nobody has asked for.
+
+        Proxies say 408 on a connection that waits for long. Such bytes would be taken for the answer to the next
+        request, and each further answer for that to the request after its own.
+        """
         reader, writer = self.streams
-        return not (reader.at_eof() or writer.is_closing())
+        return not (writer.is_closing() or self.http.trailing_data[0] or _has_more(reader))
 
     def close(self) -> None:
         """Close at once. What has not arrived is not wanted: TLS must not wait for the other end's farewell."""
         _, writer = self.streams
         writer.transport.abort()
+
+
+def _has_more(reader: asyncio.StreamReader) -> bool:
+    """Whether a read would not wait, because bytes or an end have come. If so, the read has taken a byte."""
+    read = reader.read(1)
+    try:
+        read.send(None)
+    except (StopIteration, OSError):
+        return True
+    finally:
+        read.close()
+    return False
 
 
 class CutError(httpx.ReadError):
@@ -128,7 +145,8 @@ class StreamTransport(httpx.AsyncBaseTransport):
         """Keep a connection for the next request if its answer is complete; otherwise close it."""
         http = connection.http
         self._close_old()
-        if http.our_state is h11.DONE and http.their_state is h11.DONE and len(self._idle) < MOST_IDLE:
+        complete = http.our_state is h11.DONE and http.their_state is h11.DONE
+        if complete and connection.usable and len(self._idle) < MOST_IDLE:
             http.start_next_cycle()
             connection.idle_since = self._clock()
             self._idle.append(connection)

@@ -23,11 +23,13 @@ class Server:
         self.answers: list[bytes] = []
         self.connections = self.open = 0
         self.heads: list[bytes] = []
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         self.connections += 1
         self.open += 1
+        self.writers.append(writer)
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
@@ -126,3 +128,25 @@ async def test_a_connection_that_the_server_has_closed_is_not_used(tmp_path: Pat
         await soon(reader.at_eof)
         assert (await client.get("/")).text == "ok"
         assert server.connections == 2
+
+
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the answer", "later"])
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+async def test_what_nobody_has_asked_for_is_no_answer(tmp_path: Path, late: bool, closed: bool) -> None:
+    """A proxy says 408 on a connection that waits for long. As the next answer, it would shift all further ones."""
+
+    async with pair(tmp_path / "s") as (server, client):
+        transport = client._transport
+        assert isinstance(transport, StreamTransport)
+        server.answers = [WHOLE + (b"" if late else TIMED_OUT), WHOLE, WHOLE]
+        assert (await client.get("/")).text == "ok"
+        if late:
+            server.writers[0].write(TIMED_OUT)
+            (idle,) = transport._idle
+            await soon(lambda: idle.streams[0]._buffer)  # type: ignore[attr-defined]
+        if closed:
+            server.writers[0].close()
+        assert [(await client.get("/")).text for _ in range(2)] == ["ok", "ok"]
