@@ -353,7 +353,6 @@ class Gateway:
     def drain(self) -> float:
         """Refuse new streams and ask the streams to end one after the other. Return the seconds until all are asked."""
         self.streams.drain()
-        self.merges_below.stop()
         return self.registry.drain()
 
     def end_streams_now(self) -> None:
@@ -382,6 +381,7 @@ class Gateway:
             yield
         finally:
             self.drain()
+            self.merges_below.stop()
             await self.streams.aclose()
             await self.registry.aclose()
             await self.upstream.aclose()

@@ -163,3 +163,14 @@ def test_the_token_for_an_upstream_is_read_each_time(tmp_path: Path) -> None:
     file.unlink()
     assert token() == "two"
     assert upstream_token_of(load({"upstream": "http://root:8080"}))() == ""
+
+
+async def test_a_drain_leaves_the_merges_of_the_gateways_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end when all streams have ended."""
+    gateway = Gateway(load({"etcd": NOWHERE}))
+    stopped: list[bool] = []
+    monkeypatch.setattr(gateway.merges_below, "stop", lambda: stopped.append(True))
+    async with gateway.running():
+        gateway.drain()
+        assert stopped == []
+    assert stopped == [True]

@@ -4,6 +4,9 @@ A gateway below says that it merges some ranges (``/v1/progress``). For LEASE se
 ranges get a bookmark as soon as the tip moves. If this gateway follows etcd, it asks etcd for progress of a range as
 soon as another range of the merge has a newer event. If it follows a gateway, it tells that gateway of the merge, and
 passes on what comes.
+
+A drain changes none of that for the streams that are still there: their gateway cannot ask any more, because nobody
+accepts its connections.
 """
 
 from __future__ import annotations
@@ -56,10 +59,11 @@ class MergesBelow:
         self._merges: dict[Ranges, HastenedMerge] = {}
         self._tellers: dict[Subscriber, TipTeller] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     def note(self, ranges: Ranges, streams: Sequence[Subscriber]) -> None:
         """Record that a gateway below merges *ranges*. *streams*: its streams here, of one of the ranges each."""
-        if not streams or self._registry.draining or not self._etcd.progress_trusted:
+        if not streams or self._stopped or not self._etcd.progress_trusted:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + LEASE
@@ -74,7 +78,8 @@ class MergesBelow:
             self._timer = loop.call_later(LEASE, self._look)
 
     def stop(self) -> None:
-        """Forget all merges. Idempotent."""
+        """Forget all merges, and take no more. Idempotent."""
+        self._stopped = True
         self._forget(float("inf"))
 
     def _tell(self, stream: Subscriber, until: float) -> None:

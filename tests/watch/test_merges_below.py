@@ -142,7 +142,7 @@ async def test_a_feed_that_has_begun_anew_is_hastened() -> None:
 
 
 async def test_merges_that_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without streams here, beyond the limit of channels, where progress proves nothing, and during a drain."""
+    """Without streams here, beyond the limit of channels, where progress proves nothing, and after the end."""
     below = Below()
     await below.join()
     below.merges.note(BOTH, [])
@@ -156,9 +156,21 @@ async def test_merges_that_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> 
     below.merges.note(BOTH, below.streams)
     assert not below.merges._merges
     below.merges.stop()
-    below.world.registry.draining = True
     below.merges.note(BOTH, below.streams)
     assert not below.merges._tellers
+    await below.leave()
+
+
+async def test_a_drain_holds_up_no_merge() -> None:
+    """Its streams stay for GATEWAY_DRAIN_WINDOW. Meanwhile the gateway below cannot ask for progress itself."""
+    below = Below()
+    svc, other = await below.join()
+    below.merges.note(BOTH, below.streams)
+    below.world.registry.drain()
+    put(svc, 101)
+    assert other._merges_waiting == 1
+    other.handle(Progress(101, trusted=True))
+    await below.told(1)
     await below.leave()
 
 
