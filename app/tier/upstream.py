@@ -93,6 +93,7 @@ class GatewayUpstream:
         self._reachable = asyncio.Event()
         self._condition = Condition(self.client.url, "", "connecting", time.time(), "not connected yet")
         self._watches: set[UpstreamWatch] = set()
+        self._of_range: dict[KeyRange, set[UpstreamWatch]] = {}
         self._restored: list[Callable[[], None]] = []
         self._shared = SharedReads()
         self._reconnects = self._requests = 0
@@ -148,10 +149,18 @@ class GatewayUpstream:
     ) -> UpstreamWatch:
         """See ``app.ports.Etcd``."""
         del stream_kind  # each watch has a connection to itself
-        watch = UpstreamWatch(self, watched, start, callback, ended=self._watches.discard)
+        watch = UpstreamWatch(self, watched, start, callback, ended=self._watch_ended)
         self._watches.add(watch)
+        self._of_range.setdefault(watched, set()).add(watch)
         watch.begin()
         return watch
+
+    def _watch_ended(self, watch: UpstreamWatch) -> None:
+        self._watches.discard(watch)
+        others = self._of_range.get(watch.range, set())
+        others.discard(watch)
+        if not others:
+            self._of_range.pop(watch.range, None)
 
     async def snapshot(
         self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
@@ -242,7 +251,7 @@ class GatewayUpstream:
     async def _send_merge(self, watched: Ranges) -> None:
         """Tell those upstreams of a merge that have streams of its ranges."""
         query = "&".join(map(str, watched)) + f"&min_revision={self.highest_revision}"
-        for url in {one.url for one in self._watches if one.url and one.range in watched}:
+        for url in {one.url for each in watched for one in self._of_range.get(each, ()) if one.url}:
             await self._progress(query, url)
 
     def forget_told(self, watched: KeyRange) -> None:
