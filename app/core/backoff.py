@@ -19,3 +19,8 @@ class Backoff:
         """
         ceiling = min(self.cap, self.first * 2.0 ** min(attempt, 32))
         return ceiling * (0.5 + 0.5 * draw)
+
+
+# Of a watch that is denied: somebody has to grant the permission first. The first retries come as soon as others: a
+# user or a token may just have been changed.
+DENIED = Backoff(cap=10.0)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..core.backoff import Backoff
+from ..core.backoff import DENIED, Backoff
 from ..core.errors import CompactedError, FutureRevisionError, GatewayError, TooLargeError
 from ..core.feed import FeedCore, State
 from ..core.feed_messages import (
@@ -369,7 +369,7 @@ class Feed:
             case TellRestored():
                 self._owner.restored()
             case Retry(attempt):
-                delay = self._backoff.delay(attempt, self._draw())
+                delay = (DENIED if self.denied else self._backoff).delay(attempt, self._draw())
                 self._scope.set_timer(RetryDue, delay, lambda: self.handle(RetryDue()))
             case AwaitProof():
                 self._proof_pending = True

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from app.core.backoff import DENIED, Backoff
 from app.core.budget import Hold, Use
 from app.core.events import Batch, KeyValue
-from app.core.feed_messages import Batches, Lost, Progress, StreamKind, WatchCallback
+from app.core.feed_messages import Batches, Lost, Progress, Refused, RetryDue, StreamKind, WatchCallback
 from app.core.keys import KeyRange
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
@@ -204,5 +205,25 @@ async def test_a_fresh_snapshot_is_read_once_for_all_who_need_it() -> None:
     assert world.registry.channels.memory.bytes == feed.core.bytes + A.size
     assert await feed.fresh_snapshot(101) is None, "etcd has not reached this revision"
     del found
+    subscriber.release()
+    await world.empty()
+
+
+@pytest.mark.parametrize(("given", "cap"), [(Refused("no", denied=True), DENIED.cap), (Refused("no"), Backoff().cap)])
+async def test_a_denied_watch_is_tried_again_less_often(
+    given: Refused, cap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server must not be asked every other second for as long as somebody follows the range."""
+    world = World()
+    subscriber = world.subscribe()
+    feed = followed(subscriber)
+    delays: list[float] = []
+    monkeypatch.setattr(feed, "_draw", lambda: 1.0)
+    monkeypatch.setattr(feed._scope, "set_timer", lambda _kind, delay, _call: delays.append(delay))
+    for _ in range(12):
+        feed._from_watch(given)
+        feed.handle(RetryDue())
+    assert delays[:3] == [0.05, 0.1, 0.2]
+    assert delays[-1] == cap
     subscriber.release()
     await world.empty()
