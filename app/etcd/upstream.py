@@ -323,11 +323,11 @@ class Upstream:
             await asyncio.wait([link.failed], timeout=self._proof_interval)
             if link.failed.done():
                 break
-            reason = await link.check(self._health_timeout())
-            self._cluster.note_applied(link.applied)
-            if reason is not None or (reason := self._foreign(link)) is not None:
+            if (reason := await self._check_again(link)) is not None:
                 link.fail(reason)
-            elif link.silent_streams(3 * self._stale_after):
+                break
+            self._cluster.note_applied(link.applied)  # of our cluster: another one's would make ours seem restored
+            if link.silent_streams(3 * self._stale_after):
                 link.fail("a watch stream is silent")
 
     async def _try_watch(self, link: Link) -> str | None:
@@ -379,7 +379,7 @@ class Upstream:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)
-        reason = await link.check(self._health_timeout())
+        reason = await self._check_again(link)
         if reason is None:
             cluster.compare_applied(known, applied, link.applied, link.header)
             if denied and link.applied:
@@ -387,8 +387,13 @@ class Upstream:
             cluster.note_first(header, link.applied if header is not None else 0, asked_at)
         return reason
 
-    def _foreign(self, link: Link) -> str | None:
-        """Return a reason if a channel reconnected by itself and found another cluster at the endpoint; else None."""
+    async def _check_again(self, link: Link) -> str | None:
+        """Return what is wrong with a link that was admitted; None if it is well.
+
+        A channel may have reconnected by itself, and found another cluster at the endpoint.
+        """
+        if (reason := await link.check(self._health_timeout())) is not None:
+            return reason
         try:
             if link.header is not None:
                 self._cluster.note(link.header)

@@ -128,3 +128,22 @@ async def test_a_server_whose_answers_cannot_be_matched(monkeypatch: pytest.Monk
     async with FakeEtcd() as proxy, connecting(proxy.endpoint) as upstream:
         await becomes(upstream, "down", reason=UNMATCHED)
         assert upstream.condition.told == f"etcd cannot be used: {UNMATCHED}"
+
+
+async def test_the_raft_index_of_another_cluster_does_not_count() -> None:
+    """The name leads to it for a moment. Measured by its raft index, our own cluster would seem to be restored."""
+    restored: list[bool] = []
+
+    def look_often(upstream: Upstream) -> None:
+        upstream._proof_interval = 0.01
+        upstream.on_restored(lambda: restored.append(True))
+
+    async with FakeEtcd() as etcd:
+        etcd.applied, ours = 10, etcd.cluster_id
+        async with connecting(etcd.endpoint, before=look_often) as upstream:
+            await becomes(upstream, "ready")
+            etcd.cluster_id, etcd.applied = ours + 1, 1000
+            await becomes(upstream, "down", reason="another cluster")
+            etcd.cluster_id, etcd.applied = ours, 11
+            await becomes(upstream, "ready")
+            assert (restored, upstream.ended.revision(ours)) == ([], 0)

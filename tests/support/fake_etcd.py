@@ -491,6 +491,7 @@ class FakeEtcd:
         self.cluster_id = 0xC1D0
         self.member_id = 0x3E3B
         self.raft_term = 2
+        self.applied = 0  # the raft index that the member reports
         self.catch_up_revisions = CATCH_UP_REVISIONS
         self.fragment_bytes = FRAGMENT_BYTES
         self.cut_after: int | None = None
@@ -876,7 +877,13 @@ class FakeEtcd:
         if self.refuse_status is not None:
             raise RefusedError(self.refuse_status, "etcdserver: the status is not told")
         leader = self.member_id if self._leader else 0
-        return rpc.StatusResponse(header=self.header(), version=self.version, leader=leader, raftTerm=self.raft_term)
+        return rpc.StatusResponse(
+            header=self.header(),
+            version=self.version,
+            leader=leader,
+            raftTerm=self.raft_term,
+            raftAppliedIndex=self.applied,
+        )
 
     def _check_leader(self) -> None:
         if not self._leader:
