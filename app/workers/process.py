@@ -72,6 +72,7 @@ class WorkerProcess:
         self._sender: ConnectionSender
         self._admissions: Admissions
         self.ended: asyncio.Task[int]
+        self._released = False  # its process has ended
 
     async def start(
         self, settings: dict[str, Any], path: str, contents: Callable[[], Mapping[str, bytes]], ended: Mapping[str, Any]
@@ -143,6 +144,7 @@ class WorkerProcess:
 
     def release(self) -> list[tuple[socket.socket, Port]]:
         """Release everything that the worker held. Return the connections that it has not taken."""
+        self._released = True
         self._link.close()
         self._admissions.release_all()
         for asked, _whole in self._reports.values():
@@ -220,6 +222,8 @@ class WorkerProcess:
 
     def check(self) -> None:
         """Ask for a sign of life, and kill a worker that has given none for long."""
+        if self._released:
+            return  # the next process of this worker may be hard to start
         if self._unanswered >= (SILENCE if self.serving else START_SILENCE):
             extra = {"worker": self.number, "pings": self._unanswered}
             logger.error("a worker does not answer, and is killed", extra=extra)

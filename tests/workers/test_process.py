@@ -108,6 +108,15 @@ async def test_a_worker_that_hangs_at_its_start_is_killed(monkeypatch: pytest.Mo
         assert found.signals == [signal.SIGKILL]
 
 
+async def test_nobody_kills_a_worker_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not replaced while the system gives no process, and the log must not say so every second."""
+    async with scene(monkeypatch) as found:
+        found.worker.release()
+        for _ in range(START_SILENCE + 1):
+            found.worker.check()
+        assert found.signals == []
+
+
 async def test_the_pings_of_a_slow_start_do_not_count_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has become ready has as much time for its answers as any other."""
     async with scene(monkeypatch) as found:
