@@ -35,7 +35,7 @@ class FreshSnapshots:
     async def get(self, at_least: int) -> Snapshot | None:
         """Return a snapshot at or above *at_least*, a revision that the channel has not reached.
 
-        None if the read fails, if its revision is too low, or if the log's generation has changed meanwhile.
+        None if the read fails, if its revision is too low, or if the log's generation, or the channel, has ended.
         """
         generation = self._history.log.generation
         if self._latest is not None:
@@ -61,7 +61,7 @@ class FreshSnapshots:
             if task is None or task.cancelling():
                 raise
             return None  # the channel, or the generation, has ended; the caller was not cancelled
-        if generation != self._history.log.generation or snapshot.revision < at_least:
+        if self._stopped or generation != self._history.log.generation or snapshot.revision < at_least:
             return None
         self._latest, self._latest_at = (generation, snapshot), self._clock()
         return snapshot

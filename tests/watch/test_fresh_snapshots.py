@@ -56,6 +56,24 @@ async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -
     await world.empty()
 
 
+async def test_a_feed_that_stops_as_a_fresh_snapshot_arrives_keeps_none() -> None:
+    """Between the end of the read and the turn of the reader that waits for it."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed = followed(subscriber)
+    waiting = asyncio.create_task(feed.fresh_snapshot(100))
+    await asyncio.sleep(0)
+    assert feed._fresh.task is not None
+    feed._fresh.task.add_done_callback(lambda _task: subscriber.release())
+    await waiting
+    del waiting
+    await asyncio.sleep(0)
+    assert feed._fresh._latest is None
+    assert world.registry.channels.memory.bytes == 0
+    await world.empty()
+
+
 async def test_a_fresh_snapshot_counts_while_a_slow_reader_holds_its_blocks() -> None:
     """The snapshot is dropped for further readers after a while. Its values stay in memory until the last one ends."""
     world = World()
