@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.core.errors import UnavailableError
 from app.core.keys import KeyRange
 from app.core.selection import Ranges
 from app.tier.merge_notices import TELL_AGAIN, MergeNotices
-from tests.support.waiting import soon
+from tests.support.waiting import HANG, soon
 
 FIRST, SECOND, THIRD = (KeyRange("prefix", b"/%d/" % number) for number in range(3))
 
@@ -56,13 +58,33 @@ async def test_a_new_stream_has_not_been_told() -> None:
     assert await upstream.tell(here, there) == [here]
 
 
-async def test_what_could_not_be_told_is_told_at_once() -> None:
-    """The upstream was away, and is back."""
+async def test_what_could_not_be_told_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream was away, and is back. While it is away, not each change asks it again."""
+    upstream, merge = Upstream(), (FIRST, SECOND)
+    upstream.away = True
+    assert await upstream.tell(merge) == [merge]
+    monkeypatch.setattr("app.tier.merge_notices.RETRY", HANG)
+    upstream.told = []
+    for _ in range(3):
+        upstream.notices.tell(merge)
+        await asyncio.sleep(0)
+    assert upstream.told == [merge]
+    upstream.notices.cancel()
+
+
+async def test_a_failure_of_before_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new stream has opened meanwhile, and its upstream was told."""
+    monkeypatch.setattr("app.tier.merge_notices.RETRY", 0.0)
     upstream = Upstream()
     upstream.away = True
-    assert await upstream.tell((FIRST, SECOND)) == [(FIRST, SECOND)]
-    upstream.away = False
-    assert await upstream.tell((FIRST, SECOND)) == [(FIRST, SECOND)]
+    merge = (FIRST, SECOND)
+    upstream.notices.tell(merge)
+    await asyncio.sleep(0)
+    upstream.away, upstream.now = False, upstream.now + 1.0
+    upstream.notices.forget(FIRST)
+    upstream.notices.tell(merge)
+    await soon(lambda: not upstream.notices._tasks)
+    assert await upstream.tell(merge) == []
 
 
 async def test_few_merges_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
