@@ -38,10 +38,10 @@ class FreshSnapshots:
         None if the read fails, if its revision is too low, or if the log's generation, or the channel, has ended.
         """
         generation = self._history.log.generation
-        if self._latest is not None:
-            known, snapshot = self._latest
-            if known == generation and snapshot.revision >= at_least:
-                return snapshot
+        if self._latest is not None and self._latest[0] != generation:
+            self._latest = None
+        if self._latest is not None and self._latest[1].revision >= at_least:
+            return self._latest[1]  # and no variable: it would hold the snapshot while another one is read
         if self._stopped:
             return None
         if self.task is not None and self._generation != generation:

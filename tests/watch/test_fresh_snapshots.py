@@ -74,6 +74,34 @@ async def test_a_feed_that_stops_as_a_fresh_snapshot_arrives_keeps_none() -> Non
     await world.empty()
 
 
+async def test_a_worthless_snapshot_is_not_kept_while_another_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two may not fit in memory together. A reader that left meanwhile kept it until a full garbage collection."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    feed, memory = followed(subscriber), world.registry.channels.memory
+    without = memory.bytes
+    assert await feed.fresh_snapshot(100) is not None
+    began = asyncio.Event()
+
+    async def never(
+        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        del budget, newest
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(world.etcd, "snapshot", never)
+    waiting = asyncio.create_task(feed.fresh_snapshot(101))
+    await began.wait()
+    feed._fresh.forget()
+    assert memory.bytes == without
+    subscriber.release()
+    await waiting
+    await world.empty()
+
+
 async def test_a_fresh_snapshot_counts_while_a_slow_reader_holds_its_blocks() -> None:
     """The snapshot is dropped for further readers after a while. Its values stay in memory until the last one ends."""
     world = World()
