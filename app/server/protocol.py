@@ -18,6 +18,7 @@
   clients.
 - The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
   after a request.
+- A client that does not take an answer is disconnected (``send_watch``). uvicorn waits for ever.
 - The number of connections is bounded. When the process has no descriptors left, ``accept`` fails, for probes too, and
   so do connections to etcd.
 - The gateway does not close a connection on which a request is arriving. The client would get a reset, and would not
@@ -45,6 +46,7 @@ from ..core.errors import BadRequestError, HeadTimeoutError, HeadTooLargeError
 from ..stream.transport import EXTENSION, HTTP_1_0, ClientTransport
 from .admission import Admission
 from .answers import closing_answer
+from .send_watch import SendWatch
 
 # Bytes of a request's line and headers. The parser itself would accept, and keep, any number of bytes. A key of
 # MAX_KEY_BYTES is 12 KiB when it is percent-encoded.
@@ -171,10 +173,12 @@ class GatewayProtocol(HttpToolsProtocol):
     _discarding = False  # received bytes
     _stopping = False  # the next answer is the last
     _running: RequestResponseCycle | None = None  # the request that is being answered, if others wait for its end
+    _send_watch: SendWatch | None = None  # of a client that has not taken all bytes at once
 
-    def __init__(self, *args: Any, admission: Admission | None = None, **more: Any) -> None:
+    def __init__(self, *args: Any, admission: Admission | None = None, send_timeout: float = 30.0, **more: Any) -> None:
         super().__init__(*args, **more)
         self._admission = admission or Admission(Capacity(sys.maxsize, 0))
+        self._send_timeout = send_timeout
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Start the timer for the first head, and admit the connection.
@@ -194,9 +198,15 @@ class GatewayProtocol(HttpToolsProtocol):
             transport.abort()
 
     def give_way(self) -> None:
-        """Close this idle connection: another connection is admitted instead."""
+        """Close this idle connection: another connection is admitted instead.
+
+        A close would keep the descriptor for as long as the client does not take its last answer.
+        """
         self._discarding = True
-        self.transport.close()
+        if self._client_transport.buffered:
+            self._client_transport.abort()
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything: the client disconnected, or the gateway closed the connection."""
@@ -212,7 +222,20 @@ class GatewayProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = None
         self._admission.capacity.leave(self)
         self._head_ended()
+        self._stop_watching()
         self._client_transport.lose()
+
+    def _watch_client(self) -> None:
+        """Look after a client that has not taken all bytes, until it has."""
+        if self._send_watch is None:
+            self._send_watch = SendWatch(self._client_transport, self._send_timeout)
+        if not self._send_watch.running:
+            self._send_watch.begin()
+
+    def _stop_watching(self) -> None:
+        if self._send_watch is not None:
+            self._send_watch.stop()
+            self._send_watch = None
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -271,6 +294,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """
         self._taken = self._discarding = True
         self._head_ended()
+        self._stop_watching()
         self.cycle.disconnected = True
         # Each of these refers to this protocol, which refers to them.
         self.cycle = self.parser = None  # type: ignore[assignment]
@@ -309,6 +333,8 @@ class GatewayProtocol(HttpToolsProtocol):
         following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         self._running = following if self.pipeline else None
+        if self._client_transport.buffered:
+            self._watch_client()
         if self._answering() or self.transport.is_closing():
             return
         self._admission.capacity.mark_idle(self)
@@ -319,11 +345,14 @@ class GatewayProtocol(HttpToolsProtocol):
         """Record that the kernel has not taken all written bytes."""
         super().pause_writing()
         self._client_transport.pause_writing()
+        self._watch_client()
 
     def resume_writing(self) -> None:
         """Record that the kernel has taken all written bytes."""
         super().resume_writing()
         self._client_transport.resume_writing()
+        if self._send_watch is not None and self._send_watch.running:
+            self._send_watch.begin()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count the bytes of an unfinished head, which the parser keeps."""
@@ -437,4 +466,6 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(closing_answer(error, self.server_state.default_headers))
+        if self._client_transport.buffered:
+            self._watch_client()
         self.transport.close()

@@ -88,7 +88,7 @@ def make_config(
     """Return uvicorn's configuration for an app. *secured* puts TLS below the HTTP protocol of each connection."""
 
     def protocol(**of_uvicorn: Any) -> asyncio.Protocol:
-        http = GatewayProtocol(admission=admission, **of_uvicorn)
+        http = GatewayProtocol(admission=admission, send_timeout=settings.send_timeout, **of_uvicorn)
         return http if secured is None else secured(http)
 
     return uvicorn.Config(

@@ -32,6 +32,7 @@ from app.server import protocol as protocol_module
 from app.server.admission import Admission
 from app.server.protocol import UVICORN, GatewayProtocol, address
 from app.server.run import make_config
+from app.server.sockets import bind
 from app.settings import load
 from app.stream.transport import ClientTransport
 from tests.support.collector import no_collector
@@ -136,9 +137,9 @@ async def test_idle_connections_do_not_hold_up_the_end() -> None:
 class Served:
     """The protocol in this process, so that the test can choose its moments."""
 
-    def __init__(self, keep_alive: str, etcd: str = NOWHERE) -> None:
-        settings = load({"etcd": etcd, "keep_alive": keep_alive})
-        self.admission = Admission(Capacity(100, 10))
+    def __init__(self, keep_alive: str, etcd: str = NOWHERE, *, limit: int = 100, **more: str) -> None:
+        self.settings = settings = load({"etcd": etcd, "keep_alive": keep_alive, **more})
+        self.admission = Admission(Capacity(limit, 10))
         self.gateway = Gateway(settings)
         self.config = config = make_config(create_app(gateway=self.gateway), settings, self.admission)
         config.load()
@@ -147,7 +148,8 @@ class Served:
         self._make = partial(make, config=config, server_state=self.state, app_state={})
 
     async def __aenter__(self) -> Served:
-        self._server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
+        listening = bind("127.0.0.1", 0, self.settings.send_buffer, "")
+        self._server = await asyncio.get_running_loop().create_server(self._make, sock=listening)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
