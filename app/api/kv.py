@@ -128,6 +128,7 @@ class KvEndpoint:
         try:
             subscriber = await self._feed.subscribe(asked, answers.caller)
         except TransientError:
+            channel = self._feed.channel(asked)  # look again: a worker has asked the hub in between
             if channel is None:
                 raise
             return await self._show(channel, answers)

@@ -116,9 +116,10 @@ class LongPoll(Response):
             if connection.gone or answers.has(seen.tag):
                 # A channel that cannot be read any more was not looked at again, and may have become stale.
                 return answers.without_body(seen.revision, seen.tag, state_of(channel))
-            if not await self._until_readable(subscriber, waiter, connection):
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
             with CountedRead(None) if held else await self._counted(answers.caller) as reading:
+                # Last, because a worker has asked the hub to count the read.
+                if not await self._until_readable(subscriber, waiter, connection):
+                    return Response(status_code=CLIENT_CLOSED_REQUEST)
                 return reading.until_sent(answers.of(await feed.body(channel, read), state_of(channel)))
 
     async def _until_readable(self, subscriber: Subscriber, waiter: Waiter, connection: Connection) -> bool:

@@ -15,9 +15,11 @@ from app.api.kv_feed import FeedReads
 from app.api.kv_request import parse
 from app.api.kv_response import KvBody
 from app.core.budget import Use
+from app.core.errors import OverCapacityError
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
+from app.watch.subscriber import Subscriber
 from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import HANG, eventually
@@ -377,3 +379,20 @@ async def test_a_read_that_starts_a_feed_is_a_join(fake: FakeEtcd) -> None:
     assert refused.json()["code"] == "identity-joins"
     assert int(refused.headers["retry-after"]) >= 1
     assert at_etcd.status_code == 200
+
+
+async def test_a_refusal_after_which_the_state_is_gone(
+    gateway: Gateway, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker asks the hub, which refuses, and the channel may have to read its state anew meanwhile: it was a 500."""
+
+    async def join(*_: object, **_more: object) -> Subscriber:
+        for feed in gateway.registry.feeds:
+            feed.history.unproven = "compacted"
+            feed.history.reclaim_view()
+        raise OverCapacityError("as the hub says", code="identity-joins")
+
+    await read(http, "prefix=/svc/")
+    monkeypatch.setattr(gateway.registry, "join", join)
+
+    assert (await read(http, "prefix=/svc/", 429)).json()["code"] == "identity-joins"

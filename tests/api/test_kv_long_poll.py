@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from app.core.quotas import Caller, client_address
+from app.core.quotas import Caller, Releasable, client_address
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -372,3 +372,29 @@ async def test_an_answer_that_is_not_held_counts_as_a_read(fake: FakeEtcd, sourc
         assert gateway.streams.counters.refused["address-reads"] == 1
         assert quotas.addresses.reading == 0
     await released(gateway, fake)
+
+
+async def test_a_state_that_goes_while_the_hub_counts_the_read(fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker asks the hub, and the channel may have to read its state anew meanwhile: that was a 500."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "address_reads": 1, "sync_timeout": "50ms"}))
+    begin_read = gateway.begin_read
+
+    async def asked(caller: Caller | None) -> Releasable | None:
+        for feed in gateway.registry.feeds:
+            feed.history.unproven = "compacted"
+            feed.history.reclaim_view()
+        return await begin_read(caller)
+
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(gateway=gateway)), base_url="http://test", timeout=HANG
+        ) as http,
+    ):
+        assert (await http.get("/v1/kv?prefix=/svc/&consistency=feed&min_revision=1")).status_code == 200
+        monkeypatch.setattr(gateway, "begin_read", asked)
+        answer = await poll(http, "prefix=/svc/&consistency=feed", 'W/"another"')
+
+        assert (answer.status_code, answer.json()["code"]) == (503, "etcd-unavailable")
+        assert gateway.registry.quotas is not None
+        assert gateway.registry.quotas.addresses.reading == 0
