@@ -90,14 +90,15 @@ class Permit:
         audit.write(decision, self.identity, self.ranges, rule=rule, address=address, request_id=request_id)
 
     def check(self) -> None:
-        """Check the permit again if the rules have changed since it was made: the request has waited meanwhile.
+        """Check the permit again: the request has waited, and the rules may have changed, or its credentials expired.
 
         Raises:
             UnauthorizedError: the credentials would be refused now.
             ForbiddenError: the credentials are still good, and no longer permit the read.
             ScopeChangedError: the permit holds for a part of the ranges.
         """
-        outcome = self.renewed() if self.generation != self.rules.generation else self
+        over = self.generation != self.rules.generation or self.identity.expired(self.rules.wall())
+        outcome = self.renewed() if over else self
         if isinstance(outcome, Permit):
             return
         identity = self.rules.current(self.identity)

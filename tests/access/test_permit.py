@@ -163,6 +163,21 @@ async def test_credentials_that_end_while_a_request_waits(tmp_path: Path, change
     assert caught.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
+async def test_credentials_that_expire_while_a_request_waits(tmp_path: Path) -> None:
+    """No file has changed, and the same request would be refused now. A JWT is accepted to the end of its leeway."""
+    world = World(tmp_path, policy=POLICY)
+    world.write(token="dash-token", more="roles: [reader], expires: 1970-01-01T00:01:50Z")
+    await world.control.reload()
+    listed = world.control.permit(await dash(world), (SVC,), (SVC,))
+    alice = make_identity("jwt", "alice", issuer="i", expires=110.0, leeway=30)
+    signed = world.control.permit(alice, (SVC,), (SVC,))
+    for world.now, permit in ((109.0, listed), (139.0, signed)):
+        permit.check()
+    for world.now, permit in ((110.0, listed), (140.0, signed)):
+        with pytest.raises(UnauthorizedError, match="have ended while the request waited"):
+            permit.check()
+
+
 async def test_a_request_for_the_permitted_parts_that_has_waited(tmp_path: Path) -> None:
     """Of a part that is left, the client is told to come back; without a rest it is refused."""
     world = World(tmp_path, policy=POLICY)

@@ -24,7 +24,7 @@ from app.stream.delivery import DENIAL_TIMEOUT, Delivery
 from app.stream.timers import SLOT
 from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually, soon
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 POLICY = "roles: {reader: {read: [/svc/]}, narrow: {read: [/svc/a]}}"
@@ -325,6 +325,26 @@ async def test_a_read_that_waits_is_checked_again(world: World, known: str, monk
 
     assert answer.status_code == 401
     assert "have ended while the request waited" in answer.text
+    assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize("source", ["feed", "linearizable"])
+async def test_a_held_read_that_outlives_its_token(world: World, fake: FakeEtcd, source: str) -> None:
+    """The first read of a held request takes its time before the wait begins. After the expiry nothing is shown."""
+    await world.expire(120)
+    headers = {"Authorization": "Bearer dash"}
+    transport = httpx.ASGITransport(create_app(gateway=world.gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=HANG) as http:
+        query = f"/v1/kv?prefix=/svc/&consistency={source}&min_revision=1"
+        tag = (await http.get(query, headers=headers)).headers["etag"]
+        headers |= {"If-None-Match": tag, "Prefer": "wait=60"}
+        polling = asyncio.create_task(http.get(query, headers=headers))
+        await soon(lambda: any(one.owner is not None for one in world.gateway.registry.subscribers()))
+        world.ahead = 120
+        fake.put(b"/svc/a", b"after the expiry")
+        answer = await polling
+
+    assert answer.status_code == 401
     assert "etag" not in answer.headers
 
 
