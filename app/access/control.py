@@ -185,7 +185,9 @@ class AccessControl:
         """
         assert self._sessions is not None, "only then there is the endpoint"
         if identity.every_role and self._bearer.token is not None:
-            identity = replace(identity, credential=self._bearer.token.digest)
+            # Not that of the file now, which may just have changed: a token that was replaced would begin a session of
+            # the token that has replaced it.
+            identity = replace(identity, credential=self._bearer.token.last_digest)
         if identity.session is not None or not (identity.credential or identity.signed_by):
             raise UnauthorizedError(
                 "a session begins with a bearer token; send the header 'Authorization: Bearer <token>'"

@@ -71,6 +71,11 @@ class Token:
     def digest(self) -> bytes:
         """The SHA-256 of the token."""
         self.refresh()
+        return self.last_digest
+
+    @property
+    def last_digest(self) -> bytes:
+        """The SHA-256 of the token that the last ``matches`` has compared. The file is not looked at."""
         return sha256(self.content).digest()
 
     def matches(self, given: bytes) -> bool:

@@ -20,7 +20,7 @@ from app.access.cookie import COOKIE, MAX_COOKIE
 from app.access.identity import STATIC_TOKEN, Identity, make_identity
 from app.access.permit import Permit
 from app.access.sessions import LIFETIME, MAX_KEY_FILE, MOST_KEYS, SessionKeys, Sessions, keys_parser
-from app.access.token import Token
+from app.access.token import LOOK, Token
 from app.access.tokens import parse_tokens
 from app.core.errors import BadRequestError, IssuerUnavailableError, UnauthorizedError
 from app.file_watch import FileError, WatchedFile
@@ -158,6 +158,26 @@ async def test_a_bearer_beats_the_cookie(world: World) -> None:
     assert (await world.who(cookie, BEARER)).name == "token:dash"
     with pytest.raises(UnauthorizedError, match="bearer token is wrong"):
         await world.who(cookie, ("authorization", "Bearer wrong"))
+
+
+async def test_the_static_token_is_replaced_while_a_session_begins(world: World) -> None:
+    """The session is of the token that was sent. The file used to be looked at in between, and an old token got a
+    session of the new one.
+    """
+    now = 0.0
+
+    def clock() -> float:  # each question takes a moment
+        nonlocal now
+        now += 0.01
+        return now
+
+    world.token = world.control._bearer.token = Token(world.token_path, "GATEWAY_TOKEN_FILE", clock=clock)
+    now += LOOK - 0.015
+    world.token_path.write_text("rotated")
+    cookie, _begun = await world.begin("static")
+    world.token.look()
+
+    assert "has ended" in await world.refused(cookie)
 
 
 async def test_beside_the_static_token_alone(tmp_path: Path) -> None:
