@@ -20,6 +20,7 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry
 
 from ..core.errors import IssuerUnavailableError
+from ..core.timestamps import LAST_MOMENT
 from ..file_watch import FileError, WatchedFile
 from ..ports import Clock
 from .bearer import InvalidTokenError
@@ -32,8 +33,6 @@ from .policy import ROLE_NAME
 LEEWAY = 30
 # Bytes of a token. The whole head of a request may have 64 KiB.
 MAX_JWT = 32 << 10
-# The last second of the year 9999: a later expiry is a mistake, and cannot be written as a date.
-LAST_MOMENT = 253_402_300_799
 # Bytes of the secret for HS256. HS384 and HS512 need 48 and 64 (RFC 7518, section 3.2).
 LEAST_SECRET = 32
 MAX_SECRET = 4096
@@ -161,7 +160,7 @@ class JwtVerifier:
         try:
             verified = jwt.decode(token, key_for, registry=self._registry)
             self._claims.validate(verified.claims)
-            return self._identity(verified.claims, keys[-1].thumbprint())
+            identity = self._identity(verified.claims, keys[-1].thumbprint())
         except (InvalidTokenError, UnknownKeyError):
             raise
         except ExpiredTokenError:
@@ -170,6 +169,9 @@ class JwtVerifier:
             raise InvalidTokenError(f"its claims are not accepted ({error.description})") from None
         except Exception:  # whatever strange bytes raise in a parser is a refusal, and never a 500
             raise InvalidTokenError("its form or its signature is wrong") from None
+        if identity.expired(self._wall()):  # the claims are compared with whole seconds
+            raise InvalidTokenError("it has expired")
+        return identity
 
     def _key_for(self, token: Any) -> Key:
         """Return the key for a token. joserfc calls this before it verifies the signature."""

@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from ..core.timestamps import LAST_MOMENT
 from ..file_watch import FileError
 from .identity import Identity, make_identity
 from .policy import ROLE_NAME
@@ -47,6 +48,13 @@ def _moment(text: str) -> str:
     if moment.tzinfo is None:
         raise ValueError("has no time zone; use the form 2027-01-01T00:00:00Z")
     return text
+
+
+def _seconds(moment: str) -> float:
+    """Return a moment in seconds since 1970. What cannot be written in UTC, like the end of 9999 in New York, is the
+    end of 9999.
+    """
+    return min(datetime.fromisoformat(moment).timestamp(), LAST_MOMENT)
 
 
 class TokenEntry(Entry):
@@ -95,7 +103,7 @@ def parse_tokens(data: bytes) -> Tokens:
             "token",
             entry.name,
             roles=frozenset(entry.roles or ()),
-            expires=datetime.fromisoformat(entry.expires).timestamp() if entry.expires else None,
+            expires=_seconds(entry.expires) if entry.expires else None,
             credential=digest,
         )
     return Tokens(found)

@@ -134,6 +134,10 @@ async def test_leeway() -> None:
     assert await world.verifier.identity_of(RSA.sign(claims(exp=NOW - LEEWAY + 1)))
     assert await world.verifier.identity_of(RSA.sign(claims(nbf=NOW + LEEWAY)))
     await world.refused(RSA.sign(claims(exp=NOW - LEEWAY)), "expired")
+    token = RSA.sign(claims(exp=NOW - LEEWAY + 0.5))
+    assert await world.verifier.identity_of(token)
+    world.now = NOW + 0.5
+    await world.refused(token, "expired")
     await world.refused(RSA.sign(claims(nbf=NOW + LEEWAY + 1)), "claims")
 
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 
 from app.access.tokens import make_token, parse_tokens
+from app.core.timestamps import rfc3339
 from app.file_watch import FileError
 
 
@@ -91,6 +92,17 @@ def test_an_expiry_needs_no_quotation_marks() -> None:
     (identity,) = parse_tokens(text.encode()).identities.values()
 
     assert identity.expires == datetime(2026, 12, 31, 22, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("expires", ["9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59.999999Z"])
+def test_an_expiry_that_cannot_be_written(expires: str) -> None:
+    """``/v1/access`` shows the expiry, and was a 500 for the identity of such a token."""
+    (identity,) = parse_tokens(
+        f"tokens: [{{name: a, sha256: {GOOD}, expires: {expires}}}]".encode()
+    ).identities.values()
+
+    assert identity.expires is not None
+    assert rfc3339(identity.expires) == "9999-12-31T23:59:59Z"
 
 
 def test_a_new_token() -> None:
