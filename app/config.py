@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +20,9 @@ from .memory_limit import warn_of_small_limit
 from .settings import ALIASES, DEPRECATED, Settings, SettingsError, unknown_variables
 from .settings_text import SECTIONS, flag_of, likely_meant, text_of, variable_of
 from .tls import UpstreamTls, make_tls
+from .urls import without_secrets
 from .workers.count import worker_count
 from .workers.hub_socket import check_place
-
-# The parts of a URL that may be secret: a user with a password, and a query with a key.
-_SECRETS = ((re.compile("//[^/@]*@"), "//***@"), (re.compile(r"\?[^,]*"), "?***"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ def _check(settings: Settings) -> tuple[list[str], list[str]]:
 
 
 def _listing(settings: Settings, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
-    values = {name: _hidden(text_of(name, getattr(settings, name))) or "''" for name in Settings.model_fields}
+    values = {name: without_secrets(text_of(name, getattr(settings, name))) or "''" for name in Settings.model_fields}
     values |= {name: "none" for name in values if getattr(settings, name) in (None, ())}
     # A long list must not push every source out of sight.
     width = max(len(value) for value in values.values() if len(value) <= 40)
@@ -117,11 +114,3 @@ def source_of(name: str, flags: Mapping[str, Any], environment: Mapping[str, str
     given = {variable.upper(): variable for variable in environment}
     others = {"auth_proxy_roles_header": ALIASES, "trusted_proxies": (DEPRECATED,)}.get(name, ())
     return next((given[one] for one in (variable_of(name), *others) if one in given), "default")
-
-
-def _hidden(text: str) -> str:
-    """Return *text* without what may be secret."""
-    if "://" in text:
-        for secret, stars in _SECRETS:
-            text = secret.sub(stars, text)
-    return text

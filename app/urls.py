@@ -7,6 +7,8 @@ import re
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+# The parts of a URL that may be secret: a user with a password, and a query with a key.
+_SECRETS = ((re.compile("//[^/@]*@"), "//***@"), (re.compile(r"\?[^,]*"), "?***"))
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -70,3 +72,11 @@ def endpoint(text: str) -> str:
     ):
         raise ValueError(no_endpoint)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def without_secrets(text: str) -> str:
+    """Return the text of a setting without what may be secret in its URLs, if it has any."""
+    if "://" in text:
+        for secret, stars in _SECRETS:
+            text = secret.sub(stars, text)
+    return text

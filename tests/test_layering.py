@@ -105,6 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings_text",
         "tls",
         "workers",
+        "urls",
     },
     "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},
     "cli": {

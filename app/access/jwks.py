@@ -22,6 +22,7 @@ from joserfc.jws import JWSRegistry
 from ..core.backoff import Backoff
 from ..file_watch import FileError, Outcome, WatchedFile
 from ..ports import Clock, Draw
+from ..urls import without_secrets
 from .fetch import FetchError, fetch
 
 logger = logging.getLogger("gateway")
@@ -209,6 +210,7 @@ class JwksUrl:
                 await self._fetched.wait()
 
     async def _fetch(self) -> None:
+        shown = without_secrets(self.url)
         try:
             data = await self._get(self.url, most=MAX_JWKS, timeout=FETCH_TIMEOUT)
             ring = self.value if data == self._data and self.value is not None else parse_jwks(data)
@@ -220,11 +222,11 @@ class JwksUrl:
                 self.trouble = trouble
                 logger.warning(
                     "the issuer's keys cannot be fetched: the keys that were fetched before stay valid",
-                    extra={"setting": self.setting, "url": self.url, "reason": self.trouble},
+                    extra={"setting": self.setting, "url": shown, "reason": self.trouble},
                 )
             return
         if self._failures or self.value is None:
-            logger.info("the issuer's keys are fetched", extra={"url": self.url})
+            logger.info("the issuer's keys are fetched", extra={"url": shown})
         self._failures, self.trouble, self._data = 0, "", data
         if ring is not self.value:
             self.value = ring

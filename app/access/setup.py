@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ..file_watch import Source, WatchedFile
 from ..ports import Clock, Draw
 from ..settings import Settings, SettingsError, named
-from ..urls import is_loopback
+from ..urls import is_loopback, without_secrets
 from .bearer import Bearer, Verifier
 from .control import AccessControl
 from .policy_file import MAX_POLICY_FILE, parse_policy
@@ -117,7 +117,8 @@ def _jwt(
     location = settings.jwt_jwks.removeprefix("file://")
     if "://" in location:
         if settings.jwt_jwks.startswith("http://") and not is_loopback(urlsplit(settings.jwt_jwks).hostname or ""):
-            logger.warning("the issuer's keys are fetched in plain text", extra={"url": settings.jwt_jwks})
+            shown = {"url": without_secrets(settings.jwt_jwks)}
+            logger.warning("the issuer's keys are fetched in plain text", extra=shown)
         jwks = JwksUrl(settings.jwt_jwks, clock=clock, draw=draw, data=read_before.get("jwt_jwks", b""))
     elif location:
         jwks = JwksFile(Path(location), OF_ACCESS, read_before)

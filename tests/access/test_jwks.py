@@ -20,6 +20,7 @@ from tests.access.issuer import CURVES, ec_key, ed_key, jwks, rsa_key, serving
 from tests.support.waiting import HANG, eventually
 
 RSA, EC, ED = rsa_key(), ec_key(), ed_key()
+URL = "https://id.example/jwks?code=hunter2"  # some issuers want a key in the query
 
 
 def as_set(*keys: Any) -> bytes:
@@ -157,11 +158,11 @@ class World:
         self.fetches = 0
         self.gate = asyncio.Event()
         self.gate.set()
-        self.source = JwksUrl("https://id.example/jwks", clock=lambda: self.now, draw=lambda: 0.0, get=self.get)
+        self.source = JwksUrl(URL, clock=lambda: self.now, draw=lambda: 0.0, get=self.get)
 
     async def get(self, url: str, *, most: int, timeout: float) -> bytes:
         """The issuer's answer."""
-        assert (url, most, timeout) == ("https://id.example/jwks", 256 * 1024, 10.0)
+        assert (url, most, timeout) == (URL, 256 * 1024, 10.0)
         self.fetches += 1
         await self.gate.wait()
         if isinstance(self.answer, Exception):
@@ -226,6 +227,7 @@ async def test_old_keys_serve_while_the_issuer_is_away(world: World, caplog: pyt
     assert world.source.trouble == ""
     assert changes == [world.source.value]
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "WARNING", "INFO"]
+    assert {vars(record)["url"] for record in caplog.records} == {"https://id.example/jwks?***"}
 
 
 async def test_the_same_answer_changes_nothing(world: World) -> None:

@@ -167,6 +167,13 @@ def test_warnings(settings: dict[str, str], said: list[str], caplog: pytest.LogC
     assert all(message.startswith(text) for message, text in zip(found, said, strict=True))
 
 
+def test_no_line_has_the_secret_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    """Some issuers' keys have a URL with a key in its query."""
+    make(**JWT, jwt_jwks="http://id.example/jwks?code=hunter2")
+
+    assert [vars(record)["url"] for record in caplog.records] == ["http://id.example/jwks?***"]
+
+
 @pytest.mark.parametrize("proxies", ["", "*", "10.0.0.7,10.1.0.0/16,fd00::/8"])
 def test_trusted_proxies(proxies: str) -> None:
     """Nobody, everybody, and a list can be trusted for addresses."""
