@@ -18,6 +18,9 @@
   clients.
 - The head of a request is bounded, in bytes and in time. uvicorn never times out an unfinished head, nor stray bytes
   after a request.
+- The body of a request that asks for another protocol (``Upgrade``) is never taken for a request. The parser does not
+  read such a body, and uvicorn goes on after the head: behind a proxy that passes the header on, a client could send a
+  request inside another one, in the name of any user. Nothing is lost that a client sends after such a request.
 - A client that does not take an answer is disconnected (``send_watch``). uvicorn waits for ever.
 - The number of connections is bounded. When the process has no descriptors left, ``accept`` fails, for probes too, and
   so do connections to etcd.
@@ -36,7 +39,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, cast
 
-from httptools import HttpParserCallbackError, HttpParserError
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -150,6 +153,11 @@ def fault_of_host(headers: Iterable[tuple[bytes, bytes]], version: str) -> str:
     if not hosts:
         return "" if version == HTTP_1_0 else "it has no Host header"
     return "" if HOST.fullmatch(hosts[0]) else "its Host header is not a host"
+
+
+def has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request has a body, or may have one (RFC 9112, section 6.3)."""
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
 def unmapped(client: tuple[str, int] | str | None) -> tuple[str, int] | None:
@@ -359,7 +367,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._discarding or self.transport.is_closing():
             return
         self._passed = False
-        super().data_received(data)
+        self._feed(data)
         if not self._answering() and self.timeout_keep_alive_task is None:
             self._await_head()  # also after a line end, or the rest of a body: both stop uvicorn's timer
         if self._head_complete and self._passed:
@@ -367,6 +375,23 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)  # of a head, or of what the parser keeps after it: a trailer, a chunk's extension
         if self._head_bytes > MAX_HEAD:
             self._refuse_head()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse *data*. uvicorn's own method drops what follows a request that asks for another protocol."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        rest = memoryview(data)
+        while rest and not self._discarding:
+            try:
+                self.parser.feed_data(rest)
+            except HttpParserUpgrade as upgrade:  # the request is served as if it did not ask
+                rest = rest[upgrade.args[0] :]
+            except HttpParserError:
+                self.send_400_response("it cannot be parsed")
+                return
+            else:
+                return
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn declares None, asyncio bool or None
         """Handle the client's half-close. Returns True to keep the connection until the answer is sent."""
@@ -418,6 +443,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.pipeline and self._running is None:
             self._running = earlier
         self._admission.capacity.mark_busy(self)
+        if self.parser.should_upgrade() and has_body(self.headers):
+            # What follows cannot be told from a request, so the answer is the last of the connection.
+            self.cycle.keep_alive = self.cycle.more_body = False
+            self._discarding = True
         self._keep_alive()
 
     def _keep_alive(self) -> None:

@@ -38,7 +38,7 @@ from app.stream.transport import ClientTransport
 from tests.support.collector import no_collector
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.gateway import gateway
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 KV = b"GET /v1/kv?prefix=/svc/ HTTP/1.1\r\nHost: a\r\n"
 NOWHERE = "http://127.0.0.1:1"
@@ -235,6 +235,61 @@ def test_connections_are_counted_through_their_life() -> None:
             async with asyncio.timeout(30):
                 while capacity.connections:  # noqa: ASYNC110  # waits for the loop's own work
                     await asyncio.sleep(0.01)
+
+    run(work())
+
+
+UPGRADE = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+LAST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: %d\r\n\r\n" % len(REQUEST),
+        b"Content-Length: 0%d\r\n\r\n" % len(REQUEST),
+        b"Transfer-Encoding: chunked\r\n\r\n",
+    ],
+    ids=["length", "zero-length", "chunked"],
+)
+def test_the_body_of_an_upgrade_is_no_request(head: bytes, together: bool) -> None:
+    """The parser does not read it. Behind a proxy that passes Upgrade on, it was served as a request of its own, with
+    whatever user it named, and the next client of the proxy got its answer.
+    """
+
+    async def work() -> None:
+        async with Served("60s") as served, connection(served.port) as one:
+            if together:
+                one.push(UPGRADE + head + REQUEST * 2)
+            else:
+                one.push(UPGRADE + head)
+                await soon(lambda: served.state.total_requests == 1)
+                one.writer.write(REQUEST * 2)
+            answer = await one.answer()
+            assert (answer["status"], answer["connection"]) == ("200", "close")
+            with contextlib.suppress(ConnectionResetError):  # what was sent after the close
+                assert await one.closed()
+            assert served.state.total_requests == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 0\r\n"], ids=["none", "zero"])
+def test_a_request_behind_an_upgrade(length: bytes) -> None:
+    """Java's HttpClient asks for HTTP/2 with its first request, and keeps the connection. A request that came in the
+    same packet was lost.
+    """
+
+    async def work() -> None:
+        async with Served("60s") as served, connection(served.port) as one:
+            one.push((UPGRADE + length + b"\r\n") * 2 + REQUEST)
+            answers = [await one.answer() for _ in range(3)]
+            one.push(UPGRADE + length + b"\r\n" + LAST)
+            answers += [await one.answer() for _ in range(2)]
+            assert [answer["status"] for answer in answers] == ["200"] * 5
+            assert ["connection" in answer for answer in answers] == [False] * 4 + [True]
+            assert await one.closed()
 
     run(work())
 
