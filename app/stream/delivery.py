@@ -191,12 +191,13 @@ class Delivery:
         self._check_revision(now)
         if self._expiry is not None:
             self._expiry.look(self._streams.wall())
-        if self._subscriber.closing is None:
-            reason = self._reason_to_end(now)
-            if reason is not None:
+        closing = self._subscriber.closing
+        # The credentials may expire while a stream ends for another reason, and a slow client takes the rest.
+        if closing is None or (closing not in DENIALS and self._expiry is not None and self._expiry.over):
+            if (reason := self._reason_to_end(now)) is not None:
                 self._begin_close(reason, now)
-        elif self._subscriber.closing in DENIALS and now >= self._deadline:
-            self.end(self._subscriber.closing, abort=True)
+        elif closing in DENIALS and now >= self._deadline:
+            self.end(closing, abort=True)
             return
         self._check_freshness(now)
         self.wake()
@@ -226,7 +227,7 @@ class Delivery:
         when = self._next_heartbeat
         if self._subscriber.closing is None or self._subscriber.closing in DENIALS:
             when = min(when, self._deadline)
-        if self._subscriber.closing is None and self._expiry is not None:
+        if self._subscriber.closing not in DENIALS and self._expiry is not None:
             when = min(when, now + self._expiry.next_look(self._streams.wall()))
         if not self._sink.ready:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from ..core.reasons import CloseReason
+from ..core.reasons import DENIALS, CloseReason
 from ..ports import Clock, Permit
 from ..watch.registry import Registry
 from ..watch.subscriber import Subscriber
@@ -48,20 +48,20 @@ class Recheck:
 
 def _check(outcomes: dict[Permit, Permit | CloseReason], subscriber: Subscriber) -> None:
     permit = subscriber.permit
-    if permit is None or subscriber.released or subscriber.closing is not None:
+    if permit is None or subscriber.released or subscriber.closing in DENIALS:
         return
     outcome = outcomes.get(permit)
     if outcome is None:
         outcome = outcomes[permit] = _renewed(permit)
     if isinstance(outcome, str):
-        subscriber.close(outcome)
+        subscriber.deny(outcome)
     else:
         subscriber.renew(outcome)
 
 
 def _revoke(subscriber: Subscriber) -> None:
     if not subscriber.released:
-        subscriber.close("revoked")
+        subscriber.deny("revoked")
 
 
 def _renewed(permit: Permit) -> Permit | CloseReason:

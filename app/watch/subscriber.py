@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.quotas import Caller
-from ..core.reasons import CloseReason
+from ..core.reasons import DENIALS, CloseReason
 from ..ports import Admission, Permit
 from .statistics import SubscriberStatistics
 
@@ -20,7 +20,7 @@ class SubscriberOwner(Protocol):
     """A stream, or a read that waits: what follows the channel by means of a subscriber."""
 
     def on_close(self) -> None:
-        """Take notice that ``closing`` is set. Called once."""
+        """Take notice that ``closing`` is set. Called once, and once more if a denial has replaced another reason."""
 
     def on_expiry(self) -> None:
         """Take notice that ``permit`` has another expiry than before."""
@@ -81,9 +81,20 @@ class Subscriber:
     def close(self, reason: CloseReason) -> None:
         """Ask the subscriber's stream to end. The stream sends *reason* to the client and ends by itself."""
         if self.closing is None:
-            self.closing = reason
-            if self.owner is not None:
-                self.owner.on_close()
+            self._close(reason)
+
+    def deny(self, reason: CloseReason) -> None:
+        """As ``close``, because the client may not read on: also if the stream is about to end for another reason.
+
+        What is left to send before that end may be long.
+        """
+        if self.closing not in DENIALS:
+            self._close(reason)
+
+    def _close(self, reason: CloseReason) -> None:
+        self.closing = reason
+        if self.owner is not None:
+            self.owner.on_close()
 
     def send_bookmark(self) -> bool:
         """Let the subscriber's stream send a bookmark now. Return whether the bookmark is at the channel's tip."""

@@ -273,6 +273,33 @@ async def test_a_client_that_does_not_read_does_not_stay(world: World, fake: Fak
     assert client.sent[-1]["more_body"], "the body has no end"
 
 
+@pytest.mark.parametrize("denial", ["revoked", "expired"])
+async def test_a_stream_that_ends_for_another_reason(world: World, fake: FakeEtcd, denial: str) -> None:
+    """A client that is slow to take the rest before its ``close`` does not get it after it was denied."""
+    reads = asyncio.Event()
+
+    async def stuck(message: Message) -> None:
+        if b'"mod_revision"' in message.get("body", b""):
+            await reads.wait()
+
+    await world.expire(120)
+    client = world.client(send=stuck)
+    await client.until("mod_revision")
+    fake.put(b"/svc/a", b"after")
+    world.gateway.registry.close_all()
+    if denial == "revoked":
+        await world.list_tokens(other="roles: [reader]")
+    else:
+        world.wait(120)
+    assert len(world.gateway.registry) == 1
+    world.wait(DENIAL_TIMEOUT)
+
+    assert world.gateway.streams.counters.closed == {denial: 1}
+    await client.task
+    assert not reads.is_set()
+    assert "after" not in client.text
+
+
 async def test_the_rules_change_between_the_check_and_the_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that was authorized by the old rules starts nothing after the change."""
     original = WatchEndpoint._parse_and_authorize

@@ -73,7 +73,9 @@ class Streams:
 
 
 async def test_exactly_the_denied_are_closed() -> None:
-    """On one feed, those who may no longer read are closed with the reason; all others are untouched."""
+    """On one feed, those who may no longer read are closed with the reason, also one that is about to end for another
+    reason; all others are untouched.
+    """
     streams = Streams()
     asked: list[str] = []
 
@@ -92,7 +94,7 @@ async def test_exactly_the_denied_are_closed() -> None:
     streams.recheck.begin()
 
     assert [member.closing for member in members] == [None, "revoked", None, "scope-changed", "revoked"]
-    assert (unchecked.closing, leaving.closing, gone.closing) == (None, "drain", None)
+    assert (unchecked.closing, leaving.closing, gone.closing) == (None, "revoked", None)
     assert asked == ["a", "b", "c"], "equal permits are asked once"
     assert not streams.recheck.running
     await streams.over([*members, unchecked, leaving])

@@ -34,6 +34,19 @@ async def test_the_first_reason_to_close_is_the_one() -> None:
     await world.empty()
 
 
+async def test_a_denial_replaces_another_reason() -> None:
+    """A client that may not read on does not get what is left before the end of its stream. It is denied once."""
+    world = World()
+    subscriber = world.subscribe(has_cursor=False)
+    subscriber.owner = owner = Owner()
+    subscriber.close("drain")
+    subscriber.deny("revoked")
+    subscriber.deny("expired")
+    assert (subscriber.closing, owner.told) == ("revoked", ["close", "close"])
+    subscriber.release()
+    await world.empty()
+
+
 async def test_a_subscriber_without_reader_lacks_nothing() -> None:
     """A subscriber whose delivery has not begun lacks nothing."""
     world = World()
