@@ -1,9 +1,10 @@
 // Tokens: a function like fetch() that sends the present one, and a mirror that continues with the next one in time.
 
 const NEXT_TOKEN = 150_000; // ms after which no other token is hoped for: a Secret reaches a pod's files late
+const OWN_TIME = 50_000; // ms that a function may take for the token: until then, a gateway that says nothing is not silent
 
-export function withToken(fetch, token, mirror) {
-  const isFunction = typeof token === 'function';
+export function withToken(fetch, token, mirror, listen) {
+  const isFunction = token.call;
   let sent; // the token of the present stream
   let expires = null; // when it ends
   let refused; // since when tokens are refused; null if the last one was accepted, undefined before the first answer
@@ -30,9 +31,12 @@ export function withToken(fetch, token, mirror) {
   });
 
   return async function ask(url, init, isSecond) {
-    init.signal.throwIfAborted();
+    const { signal } = init;
+    signal.throwIfAborted();
+    listen(OWN_TIME);
     const bearer = await present();
-    init.signal.throwIfAborted(); // another try has begun, which asks for itself
+    signal.throwIfAborted(); // another try has begun, which asks for itself
+    listen();
     sent = bearer;
     // The browser's own error would show the token.
     if (/[^!-~]/.test(sent)) throw { reason: 'the token is not one that a header can have', final: true };

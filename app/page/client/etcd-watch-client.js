@@ -121,13 +121,14 @@ function follow(mirror, url, ranges, options) {
 
   // --- what the mirror says -----------------------------------------------------------------------------------------
 
-  const now = () => [Date.now(), performance.now()];
+  const now = (later = 0) => [Date.now() + later, performance.now() + later];
 
-  // Two clocks: one may stand still while the machine sleeps, the other may be set back.
-  const isSilent = () => {
-    const silence = Math.max(...now().map((time, at) => time - since[at]));
-    return silence > 3000 * heartbeat || (!isOpen && silence > 10_000); // a gateway sends the head of a stream at once
-  };
+  // Silence counts from now, or from `later`.
+  const listen = (later) => { since = now(later); };
+
+  // Two clocks: one may stand still while the machine sleeps, the other may be set back. A gateway sends the head of a
+  // stream at once.
+  const isSilent = () => Math.max(...now().map((time, at) => time - since[at])) > (isOpen ? 3000 * heartbeat : 10_000);
 
   Object.defineProperty(mirror, 'state', {
     get: () => (!isOpen ? phase : doubt || isSilent() ? STALE : synced ? 'live' : 'syncing'),
@@ -170,7 +171,7 @@ function follow(mirror, url, ranges, options) {
   const open = (next = phase) => {
     stop(next);
     const { signal } = (attempt = new AbortController());
-    since = now();
+    listen();
     timer = setInterval(() => isSilent() && end(SILENT), 1000);
     stream(signal).catch((why) => why).then((why) => signal.aborted || end(why));
     tell();
@@ -219,13 +220,13 @@ function follow(mirror, url, ranges, options) {
   const withOptions = async () => {
     let ask = fetch;
     if (!/^(auto|fetch)?,(ndjson)?$/.test([transport, format])) ask = (await import('./event-source.js')).byEvents(ask, options);
-    return token ? (await import('./tokens.js')).withToken(ask, token, mirror) : ask;
+    return token ? (await import('./tokens.js')).withToken(ask, token, mirror, listen) : ask;
   };
 
   const hear = () => {
     // After a long silence, what comes may be as old: the machine may have slept.
     if (isSilent()) throw SILENT;
-    since = now();
+    listen();
     [mirror.lastHeard] = since;
     prove();
   };

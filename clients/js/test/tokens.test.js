@@ -77,6 +77,36 @@ describe('tokens', LIMIT, () => {
     assert.deepEqual([...reasons], [null, 'the token is renewed']);
   });
 
+  test('a function that takes its time is no silence of the gateway, and is asked again after a minute', async () => {
+    const ticks = [];
+    mock.method(globalThis, 'setInterval', (work) => { ticks.push(work); return 0; });
+    const start = Date.now();
+    const pass = (seconds) => {
+      mock.method(Date, 'now', () => start + 1000 * seconds);
+      ticks.at(-1)();
+    };
+    const answers = [];
+    const mirror = follow({ token: () => new Promise((answer) => answers.push(answer)) });
+    await until(() => answers.length === 1);
+    pass(55);
+    assert.deepEqual([mirror.state, answers.length], ['connecting', 1]);
+    answers[0]('late');
+    assert.equal(bearer(await gateway.stream()), 'Bearer late');
+    pass(64);
+    assert.equal(mirror.state, 'connecting');
+    pass(66); // the gateway itself has 10 s
+    assert.deepEqual([mirror.state, mirror.reason], ['disconnected', 'silent']);
+    await until(() => answers.length === 2);
+    pass(127);
+    assert.deepEqual([mirror.state, mirror.reason], ['disconnected', 'silent']);
+    await until(() => answers.length === 3);
+    answers[1]('of a try that is over');
+    answers[2]('in-time');
+    const stream = (await gateway.stream()).open().state(10);
+    assert.equal(bearer(stream), 'Bearer in-time');
+    await mirror.synced();
+  });
+
   test('at the start, two refusals are a mistake', async () => {
     const mirror = follow({ token: () => 'wrong' });
     (await gateway.stream()).problem(401, 'unauthorized');
