@@ -44,7 +44,7 @@ class Shared {
     this.ports.set(port, Date.now());
     // Always the whole state: a cursor does not say which history it is from, and the tab tells only differences.
     // The status comes before `synced`, too: a tab is never live while the mirror is not.
-    const lines = this.mirror.revision ? this.#state() + this.#status() + this.#synced() : '\n';
+    const lines = this.mirror.revision ? this.#state() + this.#status() + this.#synced() : this.#proof();
     port.postMessage({ lines: lines + this.#status() });
   }
 
@@ -76,11 +76,11 @@ class Shared {
     return line({ type: 'reset', ...this.#reset }) + items.join('');
   }
 
-  // When the gateway was last heard, and when the state was last proven. A tab that counted what it hears from this
-  // worker would take a state for current while the gateway says nothing.
+  // Which gateway answers, when it was last heard, and when the state was last proven. A tab that counted what it hears
+  // from this worker would take a state for current while the gateway says nothing.
   #proof() {
-    const { lastHeard, provenAt } = this.mirror;
-    return line({ type: 'proof', lastHeard, provenAt });
+    const { lastHeard, provenAt, instance, tier } = this.mirror;
+    return line({ type: 'proof', ...(lastHeard && { lastHeard, instance, tier }), ...(provenAt && { provenAt }) });
   }
 
   #synced() {
@@ -113,13 +113,13 @@ class Shared {
     if (revision && !this.#revision) lines = this.#state() + this.#synced() + lines;
     else if (revision !== this.#revision)
       lines = this.#proof() + lines + line({ type: 'bookmark', revision, state: state === 'live' ? state : 'stale' }, cursor);
-    else if (lines) lines = this.#proof() + lines;
+    else if (lines || !revision) lines = this.#proof() + lines;
     if (lines) this.#send(lines);
   }
 
   #beat() {
     for (const [port, heard] of this.ports) if (Date.now() - heard > GONE) this.leave(port);
-    for (const port of this.ports.keys()) port.postMessage({ lines: this.#proof() });
+    this.#send(this.#proof());
   }
 }
 

@@ -3,13 +3,26 @@
 import { Mirror } from './etcd-watch-client.js';
 import { written } from './written.js';
 
-const PROTOCOL = 3; // of the messages: a worker that another version of this file has started is not used
+const PROTOCOL = 4; // of the messages: a worker that another version of this file has started is not used
+const NEXT_TOKEN = 150_000; // ms after which no other token is hoped for, as in tokens.js
 
 export function connectShared(workerUrl, url, ranges, options = {}) {
   if (!globalThis.SharedWorker) return new Mirror(url, ranges, options);
   const { token, decode, fetch = globalThis.fetch, EventSource, ...plain } = options;
   const address = new URL(url, globalThis.location?.href).href; // the worker has an address of its own
   let broken = false; // the worker cannot be loaded, or does not answer: this mirror has its own connection
+  let refused = 0; // tokens, one after the other
+  let since; // when the first of them was refused
+
+  // The token may have ended a moment ago: a function is asked for the present one. If a token was accepted before,
+  // another one may come late.
+  const isFinal = ({ problem }) => {
+    if (problem?.status !== 401 || !token?.call) return true;
+    if (!refused++) since = performance.now();
+    if (refused < 2 || (mirror.lastHeard && performance.now() - since < NEXT_TOKEN)) return false;
+    refused = 0;
+    return true;
+  };
 
   const ask = (request, { headers, signal }) => new Promise((resolve, reject) => {
     signal.throwIfAborted();
@@ -28,10 +41,7 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
     port.onmessage = ({ data: { lines, failed } }) => {
       if (signal.aborted) return;
       if (failed) {
-        const { problem } = failed;
-        if (problem && !begun) resolve(refused(problem));
-        // The token may have ended a moment ago: a function is asked for the present one.
-        end({ final: problem?.status !== 401 || typeof token !== 'function', ...failed });
+        end({ final: isFinal(failed), ...failed });
         return;
       }
       begun = true;
@@ -54,25 +64,21 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
 
   const shared = (request, init) => (broken ? fetch(request, init) : ask(request, init));
   const mirror = new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, transport: 'fetch', format: 'ndjson' });
-  return proven(mirror, () => broken);
-}
 
-const refused = (problem) => new Response(JSON.stringify(problem), {
-  status: problem.status, headers: { 'Content-Type': 'application/problem+json' },
-});
-
-// The worker speaks while its gateway is silent: that a tab hears it proves nothing. When the worker has heard the
-// gateway, and when its state was last proven, is in its lines.
-function proven(mirror, isAlone) {
-  for (const name of ['lastHeard', 'provenAt']) {
-    let known = null;
+  // The worker speaks while its gateway is silent: that a tab hears it proves nothing. Which gateway the worker has heard,
+  // when, and when its state was last proven, is in its lines, as soon as it knows.
+  const known = { lastHeard: null, provenAt: null, instance: null, tier: null };
+  for (const name in known) {
     Object.defineProperty(mirror, name, {
-      get: () => known,
+      get: () => known[name],
       set(value) {
-        if (isAlone()) known = value;
+        if (broken) known[name] = value;
       },
     });
-    mirror.addEventListener('proof', ({ detail }) => { known = detail[name]; });
   }
+  mirror.addEventListener('proof', ({ detail }) => {
+    if (detail.lastHeard) refused = 0;
+    Object.assign(known, detail);
+  });
   return mirror;
 }

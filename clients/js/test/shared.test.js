@@ -69,6 +69,21 @@ describe('shared mirrors', LIMIT, () => {
     assert.equal(second.cursor, cursor(15));
   });
 
+  test('say which gateway answers', async () => {
+    const mirror = follow();
+    let stream = (await gateway.stream()).open({ 'X-Gateway-Instance': 'gw-1', 'X-Gateway-Tier': '1' });
+    await until(() => mirror.instance === 'gw-1');
+    assert.deepEqual([mirror.tier, mirror.revision], ['1', 0]);
+    stream.state(10, { a: '1' });
+    await mirror.synced();
+    const second = follow();
+    await second.synced();
+    assert.deepEqual([second.instance, second.tier], ['gw-1', '1']);
+    stream.send('close', { reason: 'drain', retry_ms: 1 });
+    stream = (await gateway.stream()).open({ 'X-Gateway-Instance': 'gw-2' }).synced(10);
+    for (const one of mirrors) await until(() => one.instance === 'gw-2' && one.tier === null);
+  });
+
   test('of an empty range are live, too', async () => {
     const mirror = follow();
     (await gateway.stream()).open().state(10);
@@ -145,6 +160,30 @@ describe('shared mirrors', LIMIT, () => {
     (await gateway.stream()).problem(401, 'unauthorized');
     const last = await gateway.stream(); // it was valid before, so another one may come
     assert.equal(last.request.headers.authorization, 'Bearer token-4');
+  });
+
+  test('a function whose tokens are refused is asked twice, and for a while if one was accepted before', async () => {
+    let asked = 0;
+    const mirror = follow({ token: () => { asked++; return 'token'; } });
+    const refuseUntil = async (condition) => {
+      while (!condition()) {
+        await until(() => gateway.waiting || condition());
+        if (gateway.waiting) (await gateway.stream()).problem(401, 'unauthorized');
+      }
+    };
+    await refuseUntil(() => mirror.state === 'failed');
+    assert.deepEqual([asked, mirror.problem.code], [2, 'unauthorized']);
+    mirror.reconnect(); // after a new login
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await mirror.synced();
+    const { provenAt } = mirror;
+    stream.send('close', { reason: 'expired', retry_ms: 1 });
+    await refuseUntil(() => asked === 7 || mirror.state === 'failed');
+    // A worker that has not been answered yet knows nothing of the state that the tab has.
+    assert.deepEqual([asked, mirror.provenAt >= provenAt, mirror.entries.size], [7, true, 1]);
+    const now = performance.now();
+    mock.method(performance, 'now', () => now + 151_000);
+    await refuseUntil(() => mirror.state === 'failed');
   });
 
   test('the connection ends with the last of them', async () => {
