@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from etcd_watch_client.checkpoint import Checkpoint, load, save
 from etcd_watch_client.events import Entry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from playing import HANG
 
 numbers = st.integers(0, 2**63)
 entries = st.builds(Entry, st.binary(), st.none() | st.binary(), numbers, numbers, numbers, st.none() | st.just("7f"))
@@ -35,6 +39,17 @@ def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     """Values may be secret. Nothing else is left in the folder."""
     save(tmp_path / "mirror", "", Checkpoint({}, 1, "e-1"))
     assert stat.S_IMODE((tmp_path / "mirror").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
+
+
+def test_two_mirrors_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one writes a file of its own, and the last one stays."""
+    both_have_written = threading.Barrier(2, timeout=HANG)
+    monkeypatch.setattr(os, "fsync", lambda _: both_have_written.wait())
+    kept = [Checkpoint({}, revision, f"e-{revision}") for revision in (7, 8)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda one: save(tmp_path / "mirror", "", one), kept))
+    assert load(tmp_path / "mirror", "") in kept
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
 
 

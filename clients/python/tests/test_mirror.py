@@ -480,6 +480,39 @@ async def test_a_full_disk_does_not_end_the_mirror(tmp_path: Path, caplog: pytes
     assert handled == [10]
 
 
+@pytest.mark.parametrize("end", ["by time", "by closing"])
+async def test_a_write_that_failed_is_tried_again(tmp_path: Path, end: str) -> None:
+    """Also if the revision has not moved: after a minute, and when the mirror is closed."""
+    now, file, gateway = 100.0, tmp_path / "mirror", Gateway()
+    mirror = Mirror(URL, "/c/", resume=file, transport=gateway)
+    mirror._clock = lambda: now
+    async with mirror:
+        body = await gateway.stream()
+        file.mkdir()
+        body.send(state(10, heartbeat=100, a="1"), line("bookmark", 10, revision=10, state="stale"))
+        await mirror.until(lambda found: found.state == "stale", HANG)  # the first write has failed
+        file.rmdir()
+        if end == "by time":
+            now += 61
+            body.send(line("bookmark", 10, revision=10, state="live"), put("/c/b", "2", 11))
+            await mirror.until(lambda found: found.revision == 11, HANG)
+            assert json.loads(file.read_text())["cursor"] == f"{EPOCH}-10"
+    assert json.loads(file.read_text())["cursor"] == f"{EPOCH}-{10 if end == 'by closing' else 11}"
+
+
+async def test_another_history_at_the_same_revision_is_kept(tmp_path: Path) -> None:
+    """After a restore, etcd may have come to the revision of the file again; and an operator may change the epoch."""
+    file, gateway = tmp_path / "mirror", Gateway()
+    async with Mirror(URL, "/c/", resume=file, transport=gateway) as mirror:
+        (await gateway.stream()).send(state(10, a="old"), state(10, "restored", a="new"))
+        await mirror.until(lambda found: found.get("/c/a") == "new", HANG)
+    async with Mirror(URL, "/c/", resume=file, transport=gateway) as mirror:
+        assert dict(mirror) == {"/c/a": "new"}
+        (await gateway.stream()).send(state(10, "cursor-lost", a="new").replace(EPOCH.encode(), b"00000000"))
+        await mirror.synced(HANG)
+    assert json.loads(file.read_text())["cursor"] == "00000000-10"
+
+
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
 async def test_a_change_that_was_not_handled_comes_again(tmp_path: Path, how: str) -> None:
     """A handler that fails, or is stopped, gets its change from the next process; no handled change comes again."""

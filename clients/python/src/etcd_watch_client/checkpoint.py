@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
         "ranges": checkpoint.ranges,
         "entries": entries,
     }
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Two mirrors, or two processes, may have the same file by mistake: neither one writes into the other's.
+    aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         # The values may be secret, so only the owner may read the file.
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -128,7 +128,8 @@ class Mirror(Mapping[K, V]):
         )
         self._heard = 0.0  # when the stream's last byte came
         self._proven: float | None = None  # when the mirror was last known to be current
-        self._saved = (0.0, 0)  # when the mirror was last saved, and at which revision
+        self._commits = 0  # with the cursor this tells states apart: a restore may come to the same revision
+        self._saved: tuple[float, tuple[int, str]] = (0.0, (-1, ""))  # when the mirror was last saved, and which state
         self._saving: asyncio.Future[None] | None = None
         self._told: tuple[State, str, int] = ("connecting", "", 0)  # what `on_state` has been told
         self._unhandled = False  # `on_change` has not returned yet
@@ -374,6 +375,7 @@ class Mirror(Mapping[K, V]):
         await self._save(_SAVE_PROGRESS if commit is None else 0 if self._awaits else _SAVE_CHANGES)
 
     async def _tell_change(self, commit: Commit) -> None:
+        self._commits += 1
         for key in commit.updates:
             self._decoded.pop(key, None)
         for reader in self._readers:
@@ -419,11 +421,14 @@ class Mirror(Mapping[K, V]):
 
     async def _save(self, interval: float) -> None:
         """Keep the mirror on disk. A change that ``on_change`` has not handled is not kept: it comes again."""
-        replica, (when, revision) = self._replica, self._saved
-        if self._resume is None or self._unhandled or not replica.resumable or revision == replica.revision:
+        replica, (when, saved) = self._replica, self._saved
+        state = self._commits, replica.cursor
+        if self._resume is None or self._unhandled or not replica.resumable:
+            return
+        if saved == state and not self._save_failed:
             return
         if self._clock() - when >= interval:
-            self._saved = self._clock(), replica.revision
+            self._saved = self._clock(), state
             kept = Checkpoint(dict(replica.entries), replica.revision, replica.cursor, replica.ranges)
             saving = asyncio.to_thread(checkpoint.save, self._resume, self._selection.query, kept)
             self._saving = asyncio.ensure_future(saving)
@@ -435,3 +440,8 @@ class Mirror(Mapping[K, V]):
                 if self._awaits and not self._ended:
                     raise
                 _LOG.warning("the mirror is not kept in %s: %s", self._resume, error)
+
+    @property
+    def _save_failed(self) -> bool:
+        saving = self._saving
+        return saving is not None and saving.done() and (saving.cancelled() or saving.exception() is not None)
