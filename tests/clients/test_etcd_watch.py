@@ -170,13 +170,14 @@ async def test_a_reader_that_leaves(server: GatewayProcess, kv: EtcdClient, quie
 
 
 async def test_streams_that_are_closed(server: GatewayProcess, kv: EtcdClient, tmp_path: Path) -> None:
-    """What is closed leads nowhere, and is not the next file or connection."""
+    """What is closed leads nowhere, and is not the next file or connection. A value that nobody gets is an error."""
     await kv.put("/svc/a", "1")
-    script = f"{shlex.join(COMMAND)} get /svc/a <&- >&- 2>&-; echo $? >{tmp_path}/status"
+    command = f"{shlex.join(COMMAND)} get /svc/a"
+    script = f"{command} <&- >&- 2>&-; echo $? >{tmp_path}/status"
     process = await asyncio.create_subprocess_exec("sh", "-c", script, env=environment(server.base))
     async with asyncio.timeout(HANG):
         await process.wait()
-    assert (tmp_path / "status").read_text() == "0\n"
+    assert (tmp_path / "status").read_text() == f"{statuses.LOCAL}\n"
 
 
 async def test_exec_loses_no_change(kv: EtcdClient, gateways: Gateways, tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
 from .statuses import HELP as STATUSES
+from .streams import PROGRAM, complain, write
 
-PROGRAM = "etcd-watch"
 GATEWAY = "http://127.0.0.1:8080"
 
 _DESCRIPTION = f"""\
@@ -107,6 +108,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, or an error. argparse's own ignores a write that fails."""
+        if file is sys.stdout:
+            write(message.encode())
+        else:
+            complain(message)
 
     def options(self) -> list[str]:
         """Return the names of all options."""

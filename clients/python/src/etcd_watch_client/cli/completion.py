@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .arguments import PROGRAM, Parser
+from .arguments import Parser
+from .streams import PROGRAM
 
 # The hidden command that the scripts call.
 COMPLETE = "__complete"

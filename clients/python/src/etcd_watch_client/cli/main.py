@@ -15,9 +15,10 @@ from ..credentials import Token
 from ..errors import RefusedError
 from ..selection import Selection, base_url
 from . import follow, get, statuses
-from .arguments import PROGRAM, Parser, make_parser, ranges
+from .arguments import Parser, make_parser, ranges
 from .completion import COMPLETE, SCRIPTS, candidates
 from .statuses import CommandError
+from .streams import open_closed_streams, report, write
 
 # What a user of this command can do about a refusal.
 _HINTS = {
@@ -26,54 +27,21 @@ _HINTS = {
 }
 
 
-def report(message: str) -> None:
-    """Write a line to stderr."""
-    sys.stderr.write(f"{PROGRAM}: {message}\n")
-    sys.stderr.flush()
-
-
-def write(data: bytes) -> None:
-    """Write to stdout at once: the reader of a pipe must not wait for the next change."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
 def entry() -> None:
     """Run as the console script does."""
     open_closed_streams()
     sys.exit(main(sys.argv[1:]))
 
 
-def open_closed_streams() -> None:
-    """Let a standard stream that is closed lead nowhere. The next file or connection would get its number otherwise."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
-
-
 def main(words: list[str]) -> int:
     """Run a command and return the exit status."""
-    parser, commands = make_parser(os.environ)
-    if words[:1] == [COMPLETE]:
-        write("".join(f"{one}\n" for one in candidates(parser, commands, words[1:])).encode())
-        return statuses.DONE
-    parser.require_command_first(words)
-    arguments, unknown = parser.parse_known_args(words)
-    chosen = commands[arguments.command]
-    if unknown:
-        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if arguments.command == "completion":
-        write(SCRIPTS[arguments.shell].encode())
-        return statuses.DONE
-    prepare(chosen, arguments)
     try:
-        return asyncio.run(run(arguments))
+        return answer(words)
     except KeyboardInterrupt:
         return statuses.INTERRUPTED
     except asyncio.CancelledError:  # SIGTERM
         return statuses.TERMINATED
-    except BrokenPipeError:  # `| head` has closed the pipe; Python would fail again when it flushes the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has closed the pipe
         return statuses.BROKEN_PIPE
     except CommandError as error:
         report(str(error))
@@ -87,6 +55,24 @@ def main(words: list[str]) -> int:
     except OSError as error:
         report(str(error) if error.filename is None else f"cannot use {error.filename}: {error.strerror}")
         return statuses.LOCAL
+
+
+def answer(words: list[str]) -> int:
+    """Run a command and return the exit status. Raises what went wrong."""
+    parser, commands = make_parser(os.environ)
+    if words[:1] == [COMPLETE]:
+        write("".join(f"{one}\n" for one in candidates(parser, commands, words[1:])).encode())
+        return statuses.DONE
+    parser.require_command_first(words)
+    arguments, unknown = parser.parse_known_args(words)
+    chosen = commands[arguments.command]
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if arguments.command == "completion":
+        write(SCRIPTS[arguments.shell].encode())
+        return statuses.DONE
+    prepare(chosen, arguments)
+    return asyncio.run(run(arguments))
 
 
 def prepare(parser: Parser, arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ exit statuses:
   3    the gateway refuses: the token, the prefix, or a parameter
   4    no gateway answered in time
   5    the command of --exec failed, with --on-error stop
-  6    a file or a folder cannot be read or written
+  6    a file, a folder or standard output cannot be read or written
   124  the time of --timeout is over
   130, 141, 143   ended by Ctrl-C, by a reader that left, by SIGTERM"""
 
