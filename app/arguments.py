@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .settings import Settings
 from .settings_text import SECTIONS, flag_of, form_of, text_of, variable_of
+from .stdio import say
 from .units import seconds
 
 PROGRAM = "etcd-watch-gateway"
@@ -79,6 +80,17 @@ class Parser(argparse.ArgumentParser):
         """Keep the words for the hints: argparse reports a missing flag before a misspelt one."""
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help. argparse ignores a write that fails.
+
+        Raises:
+            OutputError: standard output cannot be written.
+        """
+        if file is sys.stdout:
+            say(message)
+        else:
+            super()._print_message(message, file)
 
     def require_command_first(self, words: Sequence[str]) -> None:
         """Refuse a flag before the command: argparse would take the flag's value for the command."""

@@ -25,12 +25,10 @@ logger = logging.getLogger("gateway")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    flags = parse(arguments)
-    command = flags.pop("command")
-    if command in ("serve", "dev"):
-        return _run(command, flags)
     try:
-        return _answer(command, flags)
+        flags = parse(arguments)
+        command = flags.pop("command")
+        return _run(command, flags) if command in ("serve", "dev") else _answer(command, flags)
     except SettingsError as error:
         return _refuse(error)
     except OutputError as error:

@@ -17,13 +17,13 @@ def make_usable() -> None:
     """Open closed standard streams on the null device, and make unencodable characters harmless.
 
     Otherwise the next socket gets the closed descriptor's number, and a client receives what a library writes to
-    standard error.
+    standard error. A write to a standard output that was closed still fails: a result that nobody gets is an error.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            _open_null(descriptor)
+            _open_null(descriptor, os.O_RDONLY if descriptor == 1 else os.O_RDWR)
     for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -89,8 +89,8 @@ def print_error(text: str) -> None:
     write_now(sys.stderr, f"etcd-watch-gateway: {text}\n")
 
 
-def _open_null(descriptor: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
+def _open_null(descriptor: int, mode: int = os.O_RDWR) -> None:
+    null = os.open(os.devnull, mode)
     if null != descriptor:
         os.dup2(null, descriptor)
         os.close(null)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app import stdio
 from app.stdio import print_error, write_now
+from tests.support.waiting import HANG
 
 
 def test_what_is_said_is_written_at_once() -> None:
@@ -58,3 +62,15 @@ def test_complaints_name_the_program(capsys: pytest.CaptureFixture[str]) -> None
     print_error("this is wrong")
 
     assert capsys.readouterr() == ("", "etcd-watch-gateway: this is wrong\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("command", ["version", "--help", "config check"])
+def test_a_result_that_nobody_gets(command: str, closed: str) -> None:
+    """A command whose result cannot be written has failed, and says so."""
+    script = f"{shlex.quote(sys.executable)} -m app {command} {closed}"
+
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, timeout=HANG, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("etcd-watch-gateway: cannot write to standard output: ")
