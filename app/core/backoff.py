@@ -23,4 +23,4 @@ class Backoff:
 
 # Of a watch that is denied: somebody has to grant the permission first. The first retries come as soon as others: a
 # user or a token may just have been changed.
-DENIED = Backoff(cap=10.0)
+DENIED = Backoff(cap=5.0)
