@@ -53,7 +53,8 @@ class Connections:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self._writers:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # of a TLS connection that is closed, in Python 3.11
+                writer.transport.abort()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
