@@ -108,8 +108,10 @@ async def test_a_wait_that_ends_during_an_outage_says_stale(
 ) -> None:
     """The feed has begun anew, and etcd is away: nothing is seen of the state since, and so nothing is known of it."""
     tag = await tag_of(http, "prefix=/svc/")
-    polling = poll(http, "prefix=/svc/&consistency=feed", tag, wait=1)
+    earlier = poll(http, "prefix=/svc/&consistency=feed", tag)  # so that the channel is read when the next one comes
     await held(gateway)
+    polling = poll(http, "prefix=/svc/&consistency=feed", tag, wait=1)
+    await held(gateway, 2)
     (feed,) = gateway.registry.feeds
     feed.history.unproven = "lagged"
     monkeypatch.setattr(Feed, "stale_ranges", feed.ranges)
@@ -117,6 +119,7 @@ async def test_a_wait_that_ends_during_an_outage_says_stale(
     answer = await polling
 
     assert (answer.status_code, answer.headers["x-gateway-state"]) == (304, "stale")
+    earlier.cancel()
     await released(gateway, fake)
 
 
