@@ -23,6 +23,8 @@ T = TypeVar("T")
 # Seconds between two looks at a file. A change counts when two looks have seen the same content, so within half a
 # second: an editor may write the file in pieces, and half a policy can be a valid policy.
 LOOK = 0.25
+# Looks after which a content that could not be used is parsed again, a minute: a certificate may have become valid.
+AGAIN = 240
 
 
 Outcome = Literal["unchanged", "changed", "unusable"]
@@ -95,8 +97,9 @@ class WatchedFiles(Generic[T]):
         self._parse = parse
         self._most = most
         self._what = what
-        # The last content that could not be used, and why, so that it is not parsed at each look.
+        # The last content that could not be used, and why, so that it is not parsed at each look; and the looks since.
         self._refused: tuple[tuple[bytes, ...], FileError] | None = None
+        self._refused_looks = 0
         try:
             self._data = tuple(map(read_before.__getitem__, files)) if read_before else self._read()
             self.value = self._made(self._data, parse_before if read_before else None)
@@ -137,7 +140,9 @@ class WatchedFiles(Generic[T]):
                 if data != seen:
                     return "unchanged"
                 if self._refused is not None and self._refused[0] == data:
-                    return self._unusable(self._refused[1])
+                    self._refused_looks = (self._refused_looks + 1) % AGAIN
+                    if self._refused_looks:
+                        return self._unusable(self._refused[1])
             # In another thread: 25,000 tokens take 0.4 s, and all streams would wait.
             value = await BESIDE.call(self._made, data)
         except FileError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.file_watch import FileError, WatchedFile
+from app.file_watch import AGAIN, FileError, WatchedFile
 from app.settings import SettingsError
 from tests.support.waiting import HANG
 
@@ -148,6 +148,25 @@ async def test_a_bad_file_is_parsed_once(path: Path) -> None:
     write(path, "bad")
     await file.poll()
     assert [await file.poll(), file.trouble] == ["unusable", trouble]
+
+
+async def test_a_refused_content_is_tried_again(path: Path) -> None:
+    """A certificate that was not valid yet is used when it is, without a signal. It used to be refused for ever."""
+    valid = False
+
+    def parse_when_valid(data: bytes) -> str:
+        if data == b"later" and not valid:
+            raise FileError("is not valid yet")
+        return data.decode()
+
+    file = WatchedFile(path, "tls_cert", parse_when_valid, 64)
+    write(path, "later")
+    assert [await file.poll() for _ in range(2)] == ["unchanged", "unusable"]
+    valid = True
+    assert {await file.poll() for _ in range(AGAIN - 1)} == {"unusable"}
+    assert await file.poll() == "changed"
+
+    assert (file.value, file.trouble) == ("later", "")
 
 
 async def test_a_newer_content_wins(path: Path) -> None:
