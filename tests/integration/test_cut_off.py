@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tests.support import frozen_disk
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.frozen_disk import Disk, disk
-from tests.support.gateway import STALE_SOON, gateway
-from tests.support.proxy import Proxy
+from tests.support.gateway import STALE_SOON, GatewayProcess, gateway
+from tests.support.proxy import Proxy, proxy
 from tests.support.streams import Stream, watch
 from tests.support.versions import Candidate, real_etcds
 from tests.support.waiting import HANG, eventually
@@ -79,6 +79,30 @@ async def lead(member: EmbeddedEtcd, cluster: EmbeddedCluster) -> None:
     await eventually(member.is_leader)
 
 
+@contextlib.asynccontextmanager
+async def at_the_follower(cluster: Cluster) -> AsyncIterator[tuple[GatewayProcess, Callable[[], None]]]:
+    """A gateway that uses the follower, and a function that lets it reach the other members, too.
+
+    Otherwise it would not stay at a follower that is slow to answer.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(proxy(member.endpoint)) for member in cluster.others]
+        for other in others:
+            other.cut()
+        endpoints = ",".join((cluster.follower.endpoint, *(other.endpoint for other in others)))
+        running = await stack.enter_async_context(gateway(endpoints, settings=STALE_SOON))
+
+        async def reads() -> bool:
+            return (await get(running.base, "/v1/kv?prefix=/svc/")).status_code == 200
+
+        def let_reach_all() -> None:
+            for other in others:
+                other.heal()
+
+        await eventually(reads)
+        yield running, let_reach_all
+
+
 async def get(base: str, path: str) -> httpx.Response:
     """The gateway's answer."""
     async with httpx.AsyncClient(base_url=base, timeout=30) as client:
@@ -115,12 +139,13 @@ async def test_its_streams_are_stale_and_then_of_another_member(tmp_path: Path, 
     """
     async with (
         cluster_with_such_a_follower(tmp_path, candidate) as cluster,
-        gateway(cluster.endpoints, settings=STALE_SOON) as running,
+        at_the_follower(cluster) as (running, let_reach_all),
         await watch(running.base, "prefix=/svc/") as stream,
     ):
         await stream.until("synced")
         assert await endpoint_of(running.base) == cluster.follower.endpoint
         await cluster.disk.freeze()
+        let_reach_all()
         await cluster.kv.put("/svc/a", "written without it")
         states = await until_live_with(stream, "written without it")
         endpoint = await endpoint_of(running.base)
@@ -159,10 +184,10 @@ async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
     """A read that is not answered in time makes the gateway check its member, even without a watch."""
     async with (
         cluster_with_such_a_follower(tmp_path, real_etcds()[0]) as cluster,
-        gateway(cluster.endpoints, settings=STALE_SOON) as running,
+        at_the_follower(cluster) as (running, let_reach_all),
     ):
-        assert (await get(running.base, "/v1/kv?prefix=/svc/")).status_code == 200
         await cluster.disk.freeze()
+        let_reach_all()
         await cluster.kv.put("/svc/a", "written without it")
 
         async def answered() -> bool:
