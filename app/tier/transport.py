@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -54,8 +55,14 @@ class _Connection:
         return event
 
     def send(self, request: httpx.Request) -> None:
-        """Send a request without a body."""
+        """Send a request without a body.
+
+        A connection may be lost as soon as it is made: a load balancer without a gateway behind it resets it. To write
+        to it would be a RuntimeError of uvloop.
+        """
         _, writer = self.streams
+        if writer.is_closing():
+            raise httpx.WriteError("the other end has closed the connection at once")
         sent = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         writer.write(self.http.send(sent) or b"")
         writer.write(self.http.send(h11.EndOfMessage()) or b"")
@@ -118,6 +125,9 @@ class StreamTransport(httpx.AsyncBaseTransport):
                 head = await connection.event()
             if not isinstance(head, h11.Response):
                 raise httpx.ReadError("the connection ended before an answer")
+            if head.status_code == HTTPStatus.REQUEST_TIMEOUT:
+                # A proxy has said so before it saw this request, and what comes next may be the answer.
+                raise httpx.ReadError("408: the connection had waited for too long")
         except BaseException:
             connection.close()
             raise

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 
-from app.tier.dial import unix
+from app.tier.dial import Streams, unix
 from app.tier.transport import StreamTransport
 from tests.support.connections import serving_at
 from tests.support.waiting import soon
@@ -150,3 +151,37 @@ async def test_what_nobody_has_asked_for_is_no_answer(tmp_path: Path, late: bool
         if closed:
             server.writers[0].close()
         assert [(await client.get("/")).text for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_a_408_is_no_answer_of_the_gateway(tmp_path: Path) -> None:
+    """A proxy has said so as the request came: what it says next is the answer, and not that to the next request."""
+    async with pair(tmp_path / "s") as (server, client):
+        server.answers = [WHOLE, TIMED_OUT + WHOLE.replace(b"ok", b"no"), WHOLE]
+        await client.get("/")
+        with pytest.raises(httpx.ReadError, match="408"):
+            await client.get("/")
+        assert (await client.get("/")).text == "ok"
+        assert server.connections == 2
+
+
+def test_a_connection_that_is_lost_as_soon_as_it_is_made(tmp_path: Path) -> None:
+    """A load balancer without a gateway behind it resets each. That uvloop's RuntimeError ended the whole process."""
+
+    async def dial(url: httpx.URL) -> Streams:
+        reader, writer = await unix(str(tmp_path / "s"))(url)
+        writer.transport.abort()
+        await writer.wait_closed()
+        return reader, writer
+
+    async def get() -> None:
+        server = Server()
+        async with (
+            serving_at(tmp_path / "s", server.take),
+            httpx.AsyncClient(transport=StreamTransport(dial)) as client,
+        ):
+            with pytest.raises(httpx.WriteError):
+                await client.get("http://hub/")
+            await soon(lambda: server.connections == 1 and not server.open)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(get())
