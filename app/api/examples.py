@@ -88,7 +88,7 @@ EVENTS: Examples = {
     ),
     "status": _example(
         "etcd has proven nothing since then",
-        {"type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/svc/"]},
+        {"type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "age": 10, "ranges": ["prefix=/svc/"]},
     ),
     "close": _example("this instance stops", {"type": "close", "reason": "drain", "retry_ms": 3000}),
 }

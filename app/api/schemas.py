@@ -179,11 +179,13 @@ EVENTS = {
         {
             "state": STREAM_STATE,
             "since": described(TIME, "Since when the stream is stale. Absent if it is live."),
+            "age": described(COUNT, "The seconds since then, by the gateway's clock. Absent if the stream is live."),
             "expires": described(TIME, "When the stream will end, because its credentials expire then."),
             "ranges": RANGES,
         },
         "The state of the stream has changed, or its credentials expire soon.",
         "since",
+        "age",
         "expires",
     ),
     "CloseEvent": _event(

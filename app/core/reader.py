@@ -297,22 +297,23 @@ class Reader:
         members: dict[str, Hashable] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
 
-    def tell_staleness(self, stale: Ranges, since: str | None, *, expires: str | None = None) -> bytes:
+    def tell_staleness(
+        self, stale: Ranges, since: str | None, age: int | None = None, *, expires: str | None = None
+    ) -> bytes:
         """Return a ``status`` if the subscriber does not know this state yet.
 
         Args:
             stale: the ranges that are stale; empty while all are live.
             since: RFC 3339; None while all are live.
+            age: the seconds since then.
             expires: RFC 3339, when the stream will be closed, if the subscriber must be told now.
         """
         if stale == self.told_stale and expires is None:
             return b""
         self.told_stale = stale
         members: dict[str, Hashable] = {"state": "stale" if stale else "live"}
-        if since is not None:
-            members["since"] = since
-        if expires is not None:
-            members["expires"] = expires
+        optional = {"since": since, "age": age, "expires": expires}
+        members |= {name: value for name, value in optional.items() if value is not None}
         members["ranges"] = tuple(map(str, stale)) if stale else self._selection.names
         return control(self._form, "status", members)
 

@@ -402,7 +402,7 @@ class Delivery:
         said = b""
         if reader.phase is not SNAPSHOT:
             expires = self._expiry.take_notice() if self._expiry is not None and self._notice_due else None
-            said = reader.tell_staleness(self._stale_ranges, self._stale_since(), expires=expires)
+            said = reader.tell_staleness(self._stale_ranges, *self._stale_since(), expires=expires)
         if self._heartbeat_due:
             self._heartbeat_due = False
             said += reader.heartbeat(stale=bool(self._stale_ranges))
@@ -480,13 +480,13 @@ class Delivery:
             return "unavailable"
         return None
 
-    def _stale_since(self) -> str | None:
+    def _stale_since(self) -> tuple[str | None, int | None]:
         since = self._channel.stale_since
         if self._freshness.stale:
             # The estimate may exceed the age of the stream, but nothing was missing when the stream began.
             age = min(self._freshness.age, self._streams.clock() - self._started)
             since = min(since or float("inf"), time.time() - age)
-        return None if since is None else rfc3339(since)
+        return (None, None) if since is None else (rfc3339(since), max(0, round(time.time() - since)))
 
     def _close_event(self, reason: CloseReason) -> bytes:
         if reason == "too-slow":

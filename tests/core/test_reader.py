@@ -718,8 +718,10 @@ def test_staleness_is_told_once() -> None:
     one = reader(live())
     one.read(PLENTY)
     assert one.tell_staleness((), None) == b""
-    (stale,) = parse(one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z"))
-    assert stale == {"type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "ranges": ["prefix=/a/"]}
+    (stale,) = parse(one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z", age=10))
+    assert stale == {
+        "type": "status", "state": "stale", "since": "2026-01-01T00:00:00Z", "age": 10, "ranges": ["prefix=/a/"],
+    }  # fmt: skip
     assert one.tell_staleness(SELECTION.ranges, "2026-01-01T00:00:00Z") == b""
     assert parse(one.tell_staleness((), None)) == [{"type": "status", "state": "live", "ranges": ["prefix=/a/"]}]
     assert one.tell_staleness((), None) == b""

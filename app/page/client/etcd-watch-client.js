@@ -124,7 +124,7 @@ function follow(mirror, url, ranges, options) {
   const now = (later = 0) => [Date.now() + later, performance.now() + later];
 
   // Silence counts from now, or from `later`.
-  const listen = (later) => { since = now(later); };
+  const listen = (later) => (since = now(later));
 
   // Two clocks: one may stand still while the machine sleeps, the other may be set back. A gateway sends the head of a
   // stream at once.
@@ -185,7 +185,7 @@ function follow(mirror, url, ranges, options) {
     mirror.problem = problem;
     if (!final) {
       const backoff = Math.min(30_000, 1000 * 2 ** failures++) * (0.1 + 0.9 * Math.random());
-      const delay = Math.min(300_000, (wait > 0 ? wait : 0) + backoff); // the gateway never asks for more
+      const delay = Math.min(300_000, (wait > 0 && wait) + backoff); // the gateway never asks for more
       mirror.retryAt = Date.now() + delay;
       timer = setTimeout(open, delay);
     }
@@ -226,8 +226,7 @@ function follow(mirror, url, ranges, options) {
   const hear = () => {
     // After a long silence, what comes may be as old: the machine may have slept.
     if (isSilent()) throw SILENT;
-    listen();
-    [mirror.lastHeard] = since;
+    [mirror.lastHeard] = listen();
     prove();
   };
 
@@ -315,12 +314,12 @@ function follow(mirror, url, ranges, options) {
       tell();
     }],
     // `detail` and `retry_at` are those of a shared worker, which has the connection.
-    status: [{ state: '' }, ({ state, since, expires, detail, retry_at = null }) => {
+    status: [{ state: '' }, ({ state, since, age, expires, detail, retry_at = null }) => {
       mirror.expires = expires ?? mirror.expires;
       mirror.retryAt = retry_at;
       doubt = state === STALE && (detail || `etcd is out of reach, or ${BEHIND}`);
-      const proven = Date.parse(since);
-      if (doubt && proven && (mirror.provenAt || synced)) mirror.provenAt = Math.min(mirror.provenAt ?? proven, proven);
+      const proven = Date.now() - 1000 * age || Date.parse(since); // an older gateway says only the time of its clock
+      if (doubt && proven && synced) mirror.provenAt = Math.min(mirror.provenAt ?? proven, proven);
       tell();
     }],
     close: [{ reason: '', retry_ms: 0 }, ({ reason, detail, retry_ms }) => {

@@ -150,11 +150,26 @@ describe('what it tells', LIMIT, () => {
     await turns(mirror, 'stale');
     assert.equal(mirror.reason, 'etcd is out of reach, or this client is behind');
     assert.equal(mirror.provenAt, since.getTime());
+    stream.send('status', { state: 'stale', since: new Date(0).toISOString(), age: 200, ranges: [] }); // the clocks differ
+    await until(() => mirror.provenAt < since.getTime());
+    assert.ok(mirror.provenAt >= since.getTime() - 100_000);
     assert.ok(mirror.lastHeard >= proven);
     stream.send('status', { state: 'live', expires: '2030-01-01T00:00:00Z', ranges: [] });
     await mirror.synced();
     assert.deepEqual([mirror.reason, mirror.expires], [null, '2030-01-01T00:00:00Z']);
     assert.ok(mirror.provenAt >= proven);
+  });
+
+  test('a gateway that has proven nothing for long says nothing of the state of another one', async () => {
+    const mirror = follow();
+    const first = (await gateway.stream()).open().state(10);
+    await mirror.synced();
+    const { provenAt } = mirror;
+    first.send('close', { reason: 'drain', retry_ms: 1 });
+    const stream = (await gateway.stream()).open();
+    stream.send('status', { state: 'stale', since: new Date(provenAt - 3_600_000).toISOString(), age: 3600, ranges: [] });
+    await turns(mirror, 'stale');
+    assert.ok(mirror.provenAt >= provenAt);
   });
 
   test('a state without words is one, too', async () => {

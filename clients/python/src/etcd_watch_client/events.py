@@ -72,12 +72,14 @@ class Bookmark:
 class Status:
     """Whether etcd proves that the stream is current. ``expires``: the credentials of the stream are about to end.
 
-    ``since`` is the time of the last proof if the stream is stale, in seconds since 1970, by the gateway's clock.
+    If the stream is stale, the last proof was ``age`` seconds ago. An older gateway says only ``since``: the time of
+    the proof in seconds since 1970, by the gateway's clock.
     """
 
     stale: bool
     expires: bool = False
     since: float | None = None
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ def _event(members: Any) -> Event | None:
         case "bookmark":
             return Bookmark(_revision(members["revision"]), _text(members["state"]) == "stale")
         case "status":
-            return Status(_text(members["state"]) == "stale", "expires" in members, _time(members.get("since")))
+            since, age = _time(members.get("since")), _age(members.get("age"))
+            return Status(_text(members["state"]) == "stale", "expires" in members, since, age)
         case "close":
             return Close(_text(members["reason"]), _seconds(members["retry_ms"]) / 1000)
         case _:
@@ -180,6 +183,13 @@ def _time(value: object) -> float | None:
     try:
         return datetime.fromisoformat(_text(value)).timestamp()
     except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _age(value: object) -> float | None:
+    try:
+        return _seconds(value)
+    except ValueError:
         return None
 
 

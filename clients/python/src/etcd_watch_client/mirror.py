@@ -359,9 +359,13 @@ class Mirror(Mapping[K, V]):
     def _look_back(self, message: Message) -> None:
         """The gateway may say late that etcd has proven nothing, also of a state that it has just sent."""
         event = message.event
-        if isinstance(event, Status) and event.stale and event.since is not None and self._replica.synced:
-            proven = self._clock() - (self._wall() - event.since)
-            self._proven = proven if self._proven is None else min(self._proven, proven)
+        if isinstance(event, Status) and event.stale and self._replica.synced:
+            age = event.age
+            if age is None and event.since is not None:
+                age = max(0.0, self._wall() - event.since)
+            if age is not None:
+                proven = self._heard - age
+                self._proven = proven if self._proven is None else min(self._proven, proven)
 
     async def _apply(self, commit: Commit | None) -> None:
         if self._replica.synced:
