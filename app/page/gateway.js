@@ -63,3 +63,33 @@ export class Probe {
 
   get #away() { return this.etcd !== null && this.etcd.state !== 'ready'; }
 }
+
+const BETWEEN = 5000; // ms between two answers of /v1/feeds: with an audit log, each is a line there
+const SLOW = 20; // and at least so many times as long as the last answer took
+
+/** Asks /v1/feeds while the page is seen. */
+export class SharingFeed {
+  answer = null; problem = null;
+  #next = 0; #running = false; #turn = 0;
+
+  constructor(gateway, served) { [this.gateway, this.served] = [gateway, served]; }
+
+  /** Ask at the next tick. */
+  soon() { if (this.#next < Infinity) this.#next = 0; }
+
+  /** There is another token: what was answered, or is about to be answered, is not for it. */
+  forget() { [this.answer, this.problem, this.#next, this.#turn] = [null, null, 0, this.#turn + 1]; }
+
+  /** Ask if it is time; true if there is a new answer. */
+  async tick(now) {
+    if (!this.served || document.hidden || this.#running || now < this.#next) return false;
+    this.#running = true;
+    const started = performance.now(), turn = this.#turn, { status, body } = await this.gateway.ask('v1/feeds');
+    this.#running = false;
+    if (turn !== this.#turn) return false;
+    [this.answer, this.problem] = status === 200 ? [body, null] : [null, { status, ...body }];
+    // A refusal stays one until there is another token.
+    this.#next = status === 401 || status === 403 ? Infinity : Date.now() + Math.max(BETWEEN, SLOW * (performance.now() - started));
+    return true;
+  }
+}

@@ -2,7 +2,7 @@
 // query. Everything that changes is drawn once a frame; ages and countdowns once a second.
 
 import './client/tokens.js'; // before a token is given: Firefox never asks again for a file that was refused once
-import { Gateway, Probe } from './gateway.js';
+import { Gateway, Probe, SharingFeed } from './gateway.js';
 import { mustDrop } from './model/condition.js';
 import { contains, curlWatch, label, parse, query, read } from './model/ranges.js';
 import { Session } from './session.js';
@@ -12,7 +12,7 @@ import { EventLog } from './view/events.js';
 import { Folders } from './view/folders.js';
 import { Keys } from './view/keys.js';
 import { followPanes } from './view/panes.js';
-import { drawPicture, drawRefusal, SharingFeed } from './view/sharing.js';
+import { drawPicture, drawRefusal } from './view/sharing.js';
 import { Recent, Start } from './view/start.js';
 import { Status } from './view/status.js';
 import { followTheme } from './view/theme.js';

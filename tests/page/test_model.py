@@ -1,4 +1,4 @@
-"""Runs the tests of the page's model, tests/page/model/*.test.mjs, in Node."""
+"""Runs the tests of those parts of the page that need no browser, tests/page/**/*.test.mjs, in Node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.waiting import HANG
 
-FOLDER = Path(__file__).parent / "model"
+FOLDER = Path(__file__).parent
 
 
 def test_the_model() -> None:
@@ -18,7 +18,7 @@ def test_the_model() -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("NOT RUN: node is not installed (apt-get install -y --no-install-recommends nodejs)")
-    tests = sorted(FOLDER.glob("*.test.mjs"))
+    tests = sorted(FOLDER.rglob("*.test.mjs"))
     done = subprocess.run([node, "--test", *tests], check=False, capture_output=True, text=True, timeout=HANG)
 
     assert done.returncode == 0, done.stdout

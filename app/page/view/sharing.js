@@ -7,33 +7,6 @@ import { h, svg } from './dom.js';
 
 const WIDTH = 400, LEFT = 12, CHANNEL = 205, ETCD = 368;
 const FEWEST = 52, MOST = 104, SPACE = 18, MARGIN = 22; // heights of the column of streams, with few and with many
-const PAUSE = 5000; // ms between two answers of /v1/feeds: with an audit log, each is a line there
-const SLOW = 20; // and at least so many times as long as the last answer took
-
-/** Asks /v1/feeds while the page is seen. */
-export class SharingFeed {
-  answer = null; problem = null;
-  #next = 0; #running = false;
-
-  constructor(gateway, served) { [this.gateway, this.served] = [gateway, served]; }
-
-  /** Ask at the next tick. */
-  soon() { if (this.#next < Infinity) this.#next = 0; }
-
-  forget() { [this.answer, this.problem, this.#next] = [null, null, 0]; }
-
-  /** Ask if it is time; true if there is a new answer. */
-  async tick(now) {
-    if (!this.served || document.hidden || this.#running || now < this.#next) return false;
-    this.#running = true;
-    const started = performance.now(), { status, body } = await this.gateway.ask('v1/feeds');
-    [this.answer, this.problem] = status === 200 ? [body, null] : [null, { status, ...body }];
-    // A refusal stays one until there is another token.
-    this.#next = status === 401 || status === 403 ? Infinity : Date.now() + Math.max(PAUSE, SLOW * (performance.now() - started));
-    this.#running = false;
-    return true;
-  }
-}
 
 const curve = (x1, y1, x2, y2, name) => svg('path', { class: name, d: `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}` });
 const text = (x, y, name, ...what) => svg('text', { x, y, class: name }, ...what);
