@@ -212,6 +212,23 @@ def test_a_callback_may_read_and_close() -> None:
     config.close()
 
 
+def test_a_callback_cannot_wait() -> None:
+    """It would wait for itself: an error, instead of a mirror that stands still."""
+    said: list[str] = []
+
+    def handle(_: object) -> None:
+        for wait in (config.synced, config.changes, lambda: config.until(lambda mirror: len(mirror) == 2)):
+            with pytest.raises(RuntimeError) as refused:
+                wait()
+            said.append(str(refused.value))
+
+    gateway = Gateway(scripted(state(10, a="1"), put("/c/b", "2", 11)))
+    config: ConfigDict[str, str] = ConfigDict(URL, "/c/", on_change=handle, timeout=HANG, transport=gateway)
+    with config:
+        config.until(lambda mirror: len(mirror) == 2, HANG)
+    assert set(said) == {"a callback cannot wait for the thread that runs it; wait in another thread"}
+
+
 def test_readers_never_see_half_a_transaction() -> None:
     """`copy` is of one revision, however fast the keys change."""
     number = 300

@@ -261,6 +261,10 @@ class ConfigDict(Mapping[K, V]):
             coroutine.close()
             msg = _FORKED if self._is_forked else _NOT_BEGUN
             raise _ClosedError(msg)
+        if self._thread is threading.current_thread():
+            coroutine.close()
+            msg = "a callback cannot wait for the thread that runs it; wait in another thread"
+            raise RuntimeError(msg)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         # What is scheduled while the loop ends may never run: waiting for it alone was seen to hang.
         either: list[Future[Any]] = [future, self._over]
