@@ -192,6 +192,18 @@ async def test_a_revision_is_demanded_until_it_is_reached() -> None:
     assert [request.url.params.get("min_revision") for request in gateway.requests] == ["70", "70", None]
 
 
+async def test_a_cursor_is_any_text() -> None:
+    """It is opaque: what it has in it is no part of the request."""
+    text = "e&scope=permitted#é %-10"
+    opaque = state(10).replace(f"{EPOCH}-10".encode(), text.encode())
+    gateway = Gateway(scripted(opaque, close("max-age")))
+    async with Mirror(URL, "/c/", transport=gateway) as mirror:
+        (await gateway.stream()).send(synced(11))
+        await mirror.until(lambda found: found.revision == 11, HANG)
+    assert gateway.requests[1].url.params["last_event_id"] == text
+    assert "scope" not in gateway.requests[1].url.params
+
+
 async def test_flushes() -> None:
     """A flush is one change, and says that it is merged of several revisions; a transaction in one revision is not."""
     gateway = Gateway()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
+from urllib.parse import quote
 
 import httpx
 
@@ -83,7 +84,7 @@ class Gateways:
         """Yield the events of each chunk of one stream until it ends, which raises StreamEnd or RefusedError."""
         url = f"{self._urls[self._backoff.index]}/v1/watch?format={self._form}&{self._query}"
         url += f"&min_revision={min_revision}" if min_revision else ""
-        url += f"&last_event_id={cursor}" if cursor else ""
+        url += f"&last_event_id={quote(cursor, safe='', errors='replace')}" if cursor else ""
         client, self._expires, self._asked = await self._http.client(), False, self._clock()
         is_second = False
         while True:
