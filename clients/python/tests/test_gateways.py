@@ -192,6 +192,27 @@ async def test_a_revision_is_demanded_until_it_is_reached() -> None:
     assert [request.url.params.get("min_revision") for request in gateway.requests] == ["70", "70", None]
 
 
+async def test_a_gateway_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts the connection, as a process that was stopped does. It is not waited for as for a silent stream."""
+    monkeypatch.setattr("etcd_watch_client.connection._HEAD_TIMEOUT", 0.01)
+
+    class Hangs(Gateway):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.host == "one.test":
+                await asyncio.Event().wait()
+            return await super().handle_async_request(request)
+
+    gateway, reasons = Hangs(), []
+    urls = ["http://one.test", "http://two.test"]
+    mirror = Mirror(urls, "/c/", on_state=lambda found: reasons.append(found.reason), transport=gateway)
+    mirror._draw, mirror._gateways._backoff.index = lambda: 0.0, 0
+    async with mirror:
+        async with asyncio.timeout(HANG):
+            (await gateway.stream()).send(state(10))
+        await mirror.synced(HANG)
+    assert reasons[0] == "http://one.test: silent"
+
+
 async def test_a_cursor_is_any_text() -> None:
     """It is opaque: what it has in it is no part of the request."""
     text = "e&scope=permitted#é %-10"

@@ -15,6 +15,7 @@ from .framing import MEDIA_TYPES, Format, framer
 from .selection import to_bytes
 
 _MOST_OF_A_BODY = 65_536
+_HEAD_TIMEOUT = 10.0  # seconds: a gateway sends the head of a stream at once
 
 
 async def messages(
@@ -26,7 +27,7 @@ async def messages(
     """
     request = client.build_request("GET", url, headers=raw({"Accept": MEDIA_TYPES[form], **headers}))
     try:
-        async with asyncio.timeout(silence_timeout()):
+        async with asyncio.timeout(_HEAD_TIMEOUT):
             response = await client.send(request, stream=True)
         async with contextlib.aclosing(response):
             if response.status_code != httpx.codes.OK or media_type(response) != MEDIA_TYPES[form]:
