@@ -43,6 +43,7 @@ def test_another_gateway_is_asked_at_once() -> None:
 
 
 def test_a_gateway_is_asked_when_it_says() -> None:
-    """`retry_ms` and Retry-After count, up to five minutes."""
+    """`retry_ms` and Retry-After count, up to five minutes, with a random time on top: many are told the same."""
     assert Backoff(1, 0).delay(4.2, 0) == 4.2
+    assert Backoff(1, 0).delay(7, 1) == 8
     assert Backoff(1, 0).delay(1e9, 0) == 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 LONGEST_WAIT = 300.0  # seconds; the gateway never asks for more
 LONGEST_BACKOFF = 30.0
+_SPREAD = 1.0  # on top of what is asked for: Retry-After has whole seconds, which are the same for many clients
 
 
 class Backoff:
@@ -31,11 +32,9 @@ class Backoff:
         """
         self.index = (self.index + 1) % self._gateways
         self._failures += 1
-        if asked > 0 and self._gateways == 1:
-            return min(asked, LONGEST_WAIT)
         rounds, others = divmod(self._failures, self._gateways)
         if others:  # another gateway has not been asked yet
             return draw * (min(asked, 1.0) or 0.1)
         if asked > 0:
-            return min(asked, LONGEST_WAIT)
+            return min(asked + draw * _SPREAD, LONGEST_WAIT)
         return (0.1 + 0.9 * draw) * min(LONGEST_BACKOFF, 2.0 ** min(rounds, 5))
