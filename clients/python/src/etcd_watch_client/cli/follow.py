@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..changes import Change
 from ..credentials import Token
@@ -25,6 +26,7 @@ from .statuses import CommandError
 from .text import change_json, change_lines, paint, printable, table
 
 Bytes = Mirror[bytes, bytes]
+T = TypeVar("T")
 _ALTERNATE_SCREEN, _NORMAL_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 # Seconds between two drawings when nothing changes, because the age moves; and between two looks at the pipe.
@@ -224,7 +226,7 @@ async def keep_files(follower: Follower) -> int:
         async with follower.mirror(on_state=follower.say_state, min_revision=arguments.min_revision) as mirror:
             async for revision in states(mirror):
                 entries = {key: mirror.entry(key) for key in mirror}
-                changed, refused = await asyncio.to_thread(folder.write, entries)
+                changed, refused = await to_the_end(folder.write, entries)
                 for key in sorted(set(refused) - complained):
                     follower.report(f"the key {printable(key)} is refused: its name cannot be the path of a file here")
                 complained = set(refused)
@@ -235,6 +237,15 @@ async def keep_files(follower: Follower) -> int:
                 if arguments.once:
                     return statuses.DONE
     raise AssertionError
+
+
+async def to_the_end(work: Callable[..., T], *words: object) -> T:
+    """Run *work* in a thread. Who is cancelled waits for it: a folder must not be given up while it is written."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *words))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        await asyncio.wait([running])
 
 
 async def states(mirror: Bytes) -> AsyncIterator[int]:
