@@ -460,6 +460,21 @@ async def test_a_write_that_failed_is_tried_again(tmp_path: Path, end: str) -> N
     assert json.loads(file.read_text())["cursor"] == f"{EPOCH}-{10 if end == 'by closing' else 11}"
 
 
+async def test_a_connection_that_cannot_be_closed(tmp_path: Path) -> None:
+    """Its error says nothing to anybody, and must not keep the file from being written."""
+    file = tmp_path / "mirror"
+
+    class Broken(Gateway):
+        async def aclose(self) -> None:
+            raise OSError("mine")
+
+    gateway = Broken()
+    async with Mirror(URL, "/c/", resume=file, transport=gateway) as mirror:
+        (await gateway.stream()).send(state(10, a="1"), put("/c/b", "2", 11))
+        await mirror.until(lambda found: found.revision == 11, HANG)
+    assert json.loads(file.read_text())["cursor"] == f"{EPOCH}-11"
+
+
 async def test_another_history_at_the_same_revision_is_kept(tmp_path: Path) -> None:
     """After a restore, etcd may have come to the revision of the file again; and an operator may change the epoch."""
     file, gateway = tmp_path / "mirror", Gateway()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 
@@ -75,10 +76,11 @@ class Http:
         return fresh
 
     async def aclose(self) -> None:
-        """Close the client. Idempotent."""
+        """Close the client. Idempotent. Connections that fail once more while they are closed are closed."""
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            with contextlib.suppress(Exception):
+                await client.aclose()
 
     def _look(self) -> list[tuple[int, int, int]]:
         files = [one for one in (self._ca, self._cert, self._key) if isinstance(one, (str, Path))]
