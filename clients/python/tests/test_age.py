@@ -28,6 +28,21 @@ async def test_the_age_of_what_waits_for_a_slow_handler() -> None:
     assert ages == [("live", 0), ("live", 40), ("stale", 80)]
 
 
+async def test_a_state_from_before_a_sleep() -> None:
+    """The machine slept after it had asked: what then comes first may be as old as the sleep was long."""
+    now, gateway, states = 100.0, Gateway(), []
+    mirror = Mirror(URL, "/c/", on_state=lambda found: states.append((found.state, found.reason)), transport=gateway)
+    mirror._clock, mirror._draw = lambda: now, lambda: 0.0
+    async with mirror:
+        body = await gateway.stream()
+        now += 3600
+        body.send(state(10, a="old"))
+        (await gateway.stream()).send(state(20, a="new"))
+        await mirror.synced(HANG)
+        assert dict(mirror) == {"/c/a": "new"}
+    assert states[0] == ("connecting", "silent")
+
+
 async def test_a_state_that_is_old_when_it_comes() -> None:
     """A gateway that is cut off from etcd sends the state that it has, and says at once since when it is unproven."""
     now, gateway = 100.0, Gateway()

@@ -81,14 +81,19 @@ class Gateways:
     async def stream(
         self, cursor: str, min_revision: int, silence_timeout: Callable[[], float]
     ) -> AsyncGenerator[list[Message], None]:
-        """Yield the events of each chunk of one stream until it ends, which raises StreamEnd or RefusedError."""
+        """Yield the events of each chunk of one stream until it ends, which raises StreamEnd or RefusedError.
+
+        An empty list comes when the gateway is asked, and for each sign of life.
+        """
         url = f"{self._urls[self._backoff.index]}/v1/watch?format={self._form}&{self._query}"
         url += f"&min_revision={min_revision}" if min_revision else ""
         url += f"&last_event_id={quote(cursor, safe='', errors='replace')}" if cursor else ""
         client, self._expires, self._asked = await self._http.client(), False, self._clock()
         is_second = False
         while True:
-            stream = messages(client, url, await self._headers(), self._form, silence_timeout)
+            headers = await self._headers()
+            yield []  # the silence begins here: if the machine sleeps before the first chunk, that chunk is old
+            stream = messages(client, url, headers, self._form, silence_timeout)
             try:
                 async with contextlib.aclosing(stream):
                     async for received in stream:
