@@ -212,6 +212,17 @@ def test_a_callback_may_read_and_close() -> None:
     config.close()
 
 
+def test_two_threads_may_close_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes later may find the loop open, and a moment after that closed."""
+    with ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway(scripted(state(10)))) as config:
+        changes = config.changes()
+    monkeypatch.setattr(config._loop, "is_closed", lambda: False)
+    config.close()
+    with pytest.raises(RuntimeError, match="the ConfigDict is closed"):
+        config.synced()
+    assert list(changes) == []
+
+
 def test_a_callback_cannot_wait() -> None:
     """It would wait for itself: an error, instead of a mirror that stands still."""
     said: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 
 _NOT_BEGUN = "the ConfigDict does not run; use `with`, or call start()"
+_CLOSED = "the ConfigDict is closed"
 _FORKED = "the process was forked, and threads do not follow: make another ConfigDict after the fork"
 _started: weakref.WeakValueDictionary[int, ConfigDict[Any, Any]] = weakref.WeakValueDictionary()
 _held: list[ConfigDict[Any, Any]] = []  # while the process forks
@@ -214,8 +216,9 @@ class ConfigDict(Mapping[K, V]):
         if self._thread is None or self._is_forked:
             return
         self._closing = True  # for a thread that has no loop yet
-        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and self._stop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, maybe by another thread a moment ago
+                self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -265,12 +268,15 @@ class ConfigDict(Mapping[K, V]):
             coroutine.close()
             msg = "a callback cannot wait for the thread that runs it; wait in another thread"
             raise RuntimeError(msg)
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:  # another thread has closed the loop a moment ago
+            coroutine.close()
+            raise _ClosedError(_CLOSED) from None
         # What is scheduled while the loop ends may never run: waiting for it alone was seen to hang.
         either: list[Future[Any]] = [future, self._over]
         wait(either, return_when=FIRST_COMPLETED)
         if future.cancelled() or not future.done():
             coroutine.close()
-            msg = "the ConfigDict is closed"
-            raise _ClosedError(msg)
+            raise _ClosedError(_CLOSED)
         return future.result()
