@@ -15,7 +15,9 @@ from types import MappingProxyType
 import pytest
 
 import app
+from app.dev.etcd import PortTakenError, free_ports
 from tests.support.connections import TURNS, serving
+from tests.support.held_ports import HeldPorts
 from tests.support.measured import REPEATING
 from tests.support.schedule import FIRST, SOURCES, TOGETHER
 from tools.sources import parse, tree_of
@@ -351,3 +353,23 @@ def test_every_server_leaves_no_connection() -> None:
     starts = re.compile(r"asyncio\.start_(unix_)?server\(\s*(\S+)")
     found = [starts.findall(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")]
     assert {taken for starts in found for _, taken in starts} == {"connections.accept,", "self._connections.accept,"}
+
+
+def test_a_port_is_held_for_a_server_that_is_down() -> None:
+    """Nobody else is given it, and the server may come back."""
+    held = HeldPorts()
+    (port,) = free_ports(1)
+    held.hold(port)
+    try:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):  # as ``free_ports`` looks
+            other.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", port)) as server:  # sets SO_REUSEADDR
+                with socket.create_connection(("127.0.0.1", port)):
+                    server.accept()[0].close()
+                with pytest.raises(PortTakenError):
+                    HeldPorts().hold(port)
+    finally:
+        held.close()

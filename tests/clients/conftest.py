@@ -14,8 +14,6 @@ from tests.support.embedded import EmbeddedEtcd
 @pytest.fixture(name="gateways")
 async def _gateways(etcd: EmbeddedEtcd) -> AsyncIterator[Gateways]:
     """Two gateways in front of ``etcd``."""
-    gateways = Gateways(etcd.endpoint)
-    await asyncio.gather(gateways.start(0), gateways.start(1))
-    yield gateways
-    for at in list(gateways.running):
-        await gateways.kill(at)
+    async with Gateways(etcd.endpoint) as gateways:
+        await asyncio.gather(gateways.start(0), gateways.start(1))
+        yield gateways

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from app.dev.etcd import free_ports
 from tests.consistency.writer import PREFIXES
 from tests.support.gateway import GatewayProcess, start
+from tests.support.held_ports import HeldPorts
 from tests.support.proxy import Proxy
 
 # Small bounds, so that readers fall behind and history ends within seconds. Who asks for gzip gets it.
@@ -56,6 +57,7 @@ class Replica:
         self._program = program
         self._follows = follows
         self._port = free_ports(1)[0]
+        self._ports = HeldPorts()
         self._settings = {**SETTINGS, **settings, "GATEWAY_PORT": str(self._port), "GATEWAY_INSTANCE": name}
         self._process: GatewayProcess | None = None
         self.starts = 0
@@ -68,6 +70,7 @@ class Replica:
             self.proxies.append(proxy)
 
     async def __aenter__(self) -> Self:
+        self._ports.hold(self._port)
         await self.start()
         return self
 
@@ -77,6 +80,7 @@ class Replica:
         await self.stop(signal.SIGTERM)
         for proxy in self.proxies:
             await proxy.stop()
+        self._ports.close()
 
     @property
     def base(self) -> str:

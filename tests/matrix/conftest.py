@@ -28,11 +28,9 @@ async def _gateways(etcd: EmbeddedEtcd, tmp_path: Path) -> AsyncIterator[Gateway
     """A gateway that asks for a token, and that a test kills and starts again on the same port."""
     file = tmp_path / "token"
     file.write_text(TOKEN)
-    gateways = Gateways(etcd.endpoint, {"GATEWAY_TOKEN_FILE": str(file)})
-    await gateways.start(0)
-    yield gateways
-    for at in list(gateways.running):
-        await gateways.kill(at)
+    async with Gateways(etcd.endpoint, {"GATEWAY_TOKEN_FILE": str(file)}) as gateways:
+        await gateways.start(0)
+        yield gateways
 
 
 @pytest.fixture(name="figures")

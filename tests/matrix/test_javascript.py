@@ -163,11 +163,9 @@ async def _open_gateways(etcd: EmbeddedEtcd, modules: Path) -> AsyncIterator[tup
     """A gateway without a token, which an EventSource cannot send, and another origin, which it permits."""
     assert modules == MODULES
     with served() as origin:
-        gateways = Gateways(etcd.endpoint, {"GATEWAY_CORS_ORIGINS": origin})
-        await gateways.start(0)
-        yield gateways, origin
-        for at in list(gateways.running):
-            await gateways.kill(at)
+        async with Gateways(etcd.endpoint, {"GATEWAY_CORS_ORIGINS": origin}) as gateways:
+            await gateways.start(0)
+            yield gateways, origin
 
 
 @pytest.mark.etcd

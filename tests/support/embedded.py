@@ -22,7 +22,8 @@ import grpc
 from aetcd import rpc
 
 from app.dev import etcd as embedded
-from app.dev.etcd import EtcdFailedError, EtcdMissingError, PortTakenError
+from app.dev.etcd import EtcdFailedError, EtcdMissingError, Place, PortTakenError
+from tests.support.held_ports import HeldPorts
 from tests.support.processes import is_stopped
 from tests.support.waiting import HANG
 
@@ -84,6 +85,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
     def __init__(self, *, folder: Path | None = None, data_dir: Path | None = None, args: Sequence[str] = ()) -> None:
         super().__init__(find_etcd(folder), args)
         self._kept = data_dir
+        self._ports = HeldPorts()
 
     @property
     def data_dir(self) -> Path:
@@ -93,6 +95,12 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
     def keep_data(self, data_dir: Path) -> None:
         """Use *data_dir* for the data, and keep it after the end. Call this before the first start."""
         self._kept = data_dir
+
+    async def launch(self, place: Place, initial_cluster: str) -> None:
+        """Start the process as a member of a new cluster. Until ``stop`` it keeps its ports, also while it is down."""
+        self._ports.close()
+        self._ports.hold(place.client_port, place.peer_port)
+        await super().launch(place, initial_cluster)
 
     async def restart(self, *, wait: bool = True) -> None:
         """Start etcd again on the same ports and data; kill it first if it still runs.
@@ -144,6 +152,7 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
                     await self.terminate()
         finally:
             await super().stop()
+            self._ports.close()
 
     async def is_leader(self) -> bool:
         """Whether this member runs and leads its cluster."""

@@ -68,6 +68,7 @@ class SecureEtcd(EmbeddedEtcd):
             return flags
         if not self._tls_port:
             (self._tls_port,) = embedded.free_ports(1)
+            self._ports.hold(self._tls_port)
         plain = self.place.client_url
         return [
             *flags,
