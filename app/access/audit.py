@@ -50,7 +50,8 @@ def write(
         "selection": " ".join(map(_shown, ranges)),
         "rule": rule,
     }
-    logs.info(logger, "audit", fields | more)
+    fields.update(more)
+    logs.info(logger, "audit", fields)
 
 
 def _shown(one: KeyRange) -> str:
