@@ -30,7 +30,7 @@ MAX_PENDING = 1 << 20
 # thread needs the interpreter's lock for each write. When it wrote each line as it came, a join with its line in the
 # audit log took 70 us more; with 0.01 s, 10 us more; with 0.05 s nothing was left of that. A SIGKILL loses the lines of
 # that time.
-PAUSE, MOST_AT_ONCE = 0.05, 256 * 1024
+PAUSE, MOST_AT_ONCE = 0.01, 256 * 1024
 # Characters of one field. Clients choose ranges, and 60 kB of them fit in a request: 17 lines were MAX_PENDING.
 MOST_OF_FIELD = 10_000
 # Seconds that the process waits at its end until the pending lines are written.
