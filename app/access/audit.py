@@ -50,8 +50,7 @@ def write(
         "selection": " ".join(map(_shown, ranges)),
         "rule": rule,
     }
-    fields.update(more)
-    logs.info(logger, "audit", fields)
+    logs.info(logger, "audit", fields | more)
 
 
 def _shown(one: KeyRange) -> str:
