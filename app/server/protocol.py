@@ -235,6 +235,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _watch_client(self) -> None:
         """Look after a client that has not taken all bytes, until it has."""
+        if not self._client_transport.buffered:
+            return
         if self._send_watch is None:
             self._send_watch = SendWatch(self._client_transport, self._send_timeout)
         if not self._send_watch.running:
@@ -341,8 +343,7 @@ class GatewayProtocol(HttpToolsProtocol):
         following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         self._running = following if self.pipeline else None
-        if self._client_transport.buffered:
-            self._watch_client()
+        self._watch_client()
         if self._answering() or self.transport.is_closing():
             return
         self._admission.capacity.mark_idle(self)
@@ -495,6 +496,5 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(closing_answer(error, self.server_state.default_headers))
-        if self._client_transport.buffered:
-            self._watch_client()
+        self._watch_client()
         self.transport.close()

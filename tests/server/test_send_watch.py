@@ -11,14 +11,13 @@ import pytest
 from app.server.send_watch import SendWatch
 from app.stream.connection import LOOKS
 from app.stream.transport import ClientTransport
-from tests.server.test_protocol import REQUEST, Served, run
+from tests.server.test_protocol import LAST, Served, run
 from tests.slow_readers.clients import RECEIVE_BUFFER
 from tests.support.waiting import soon
 
 SCRIPT = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n"
 DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"  # 50 KB: uvicorn writes it at once
 SMALL = "4KiB"  # so that the kernel does not take a document
-LAST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 async def connect(port: int) -> socket.socket:
