@@ -104,7 +104,7 @@ class Reads:
         known: Callable[[], tuple[int, int]],
         note: Callable[[tuple[int, int], Any], None],
         *,
-        replaced: Callable[[], int] = lambda: 0,
+        replaced: Callable[[], int],
         max_ranges: int,
         clock: Clock,
         on_proof: Callable[[float, int], None] = lambda _asked_at, _revision: None,

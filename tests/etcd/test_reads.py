@@ -65,7 +65,7 @@ class Mute:
 
 def reads_of(link: Callable[[], Awaitable[Any]], clock: Callable[[], float] = now) -> Reads:
     """Reads over the link."""
-    return Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=clock)
+    return Reads(link, lambda: (0, 0), lambda _known, _header: None, replaced=int, max_ranges=4, clock=clock)
 
 
 async def refused(read: Awaitable[Listing]) -> UnavailableError:
@@ -337,7 +337,9 @@ def read_whole(make: Callable[[], Large], budget: Budget | None = None) -> tuple
         async def link() -> Any:
             return large
 
-        reads = Reads(link, lambda: (0, 0), lambda _known, _header: None, max_ranges=4, clock=now, budget=budget)
+        reads = Reads(
+            link, lambda: (0, 0), lambda _known, _header: None, replaced=int, max_ranges=4, clock=now, budget=budget
+        )
         return [item.key async for page in reads.pages(RANGE) for item in page.items], large.asked
 
     return virtually(ask())[0]
