@@ -17,6 +17,22 @@ from tests.support.waiting import eventually
 from tests.watch.world import SVC, A, World, settled
 
 
+class NeverRead:
+    """An etcd's ``snapshot`` that is never answered."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+
+    async def __call__(
+        self, _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        """See ``app.ports.Etcd``."""
+        del budget, newest
+        self.began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 async def test_a_closed_feed_reads_no_fresh_snapshot() -> None:
     """No owner would release the snapshot's memory."""
     world = World()
@@ -35,19 +51,10 @@ async def test_a_feed_that_stops_while_a_fresh_snapshot_is_read_fails_nobody() -
     world = World()
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
-    began = asyncio.Event()
-
-    async def never(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
-    ) -> tuple[Snapshot, int]:
-        del budget, newest
-        began.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    world.etcd.snapshot = never  # type: ignore[method-assign]
+    read = NeverRead()
+    world.etcd.snapshot = read  # type: ignore[method-assign]
     waiting, leaving = (asyncio.create_task(followed(subscriber).fresh_snapshot(100)) for _ in range(2))
-    await began.wait()
+    await read.began.wait()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
@@ -82,19 +89,10 @@ async def test_a_worthless_snapshot_is_not_kept_while_another_one_is_read(monkey
     feed, memory = followed(subscriber), world.registry.channels.memory
     without = memory.bytes
     assert await feed.fresh_snapshot(100) is not None
-    began = asyncio.Event()
-
-    async def never(
-        _ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
-    ) -> tuple[Snapshot, int]:
-        del budget, newest
-        began.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(world.etcd, "snapshot", never)
+    read = NeverRead()
+    monkeypatch.setattr(world.etcd, "snapshot", read)
     waiting = asyncio.create_task(feed.fresh_snapshot(101))
-    await began.wait()
+    await read.began.wait()
     feed._fresh.forget()
     assert memory.bytes == without
     subscriber.release()
