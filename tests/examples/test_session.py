@@ -22,7 +22,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, EtcdClient, etcd_client
 from tests.support.gateway import GatewayProcess, gateway
 from tests.support.streams import watch
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 # A step of the gateway's clock by an hour ends every session, because a cookie is good for a quarter of an hour.
 pytestmark = [pytest.mark.etcd, pytest.mark.wall_clock, pytest.mark.asyncio(loop_scope="module")]
@@ -132,8 +132,9 @@ async def test_the_page_of_the_docs(tab: Page, replicas: Replicas) -> None:
     assert await tab.evaluate("sources.map((source) => source.readyState)") == [2, 2]
     assert await tab.context.cookies() == []
     assert await tab.evaluate("fetch('/v1/kv?prefix=/svc/').then((answer) => answer.status)") == 401
-    assert audited(replicas.plain, decision="joined", identity="token:dash")
-    assert audited(replicas.plain, decision="revoked", identity="token:dash", rule="credentials")
+    # The lines are written a moment later.
+    await soon(lambda: audited(replicas.plain, decision="joined", identity="token:dash") != [])
+    await soon(lambda: audited(replicas.plain, decision="revoked", identity="token:dash", rule="credentials") != [])
 
 
 async def test_a_page_of_another_origin(tab: Page, replicas: Replicas) -> None:
