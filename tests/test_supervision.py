@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from typing import Any
 
 import grpc
@@ -41,6 +42,7 @@ async def test_the_process_ends_and_says_why(etcd: EmbeddedEtcd, tmp_path: Any, 
     running = await start(settings=settings, program=("tests.support.dying", task))
     try:
         await running.listening()
+        running.process.send_signal(signal.SIGUSR1)
         async with asyncio.timeout(60):
             status = await running.process.wait()
     finally:
@@ -60,6 +62,7 @@ async def test_streams_are_told_that_it_ends(etcd: EmbeddedEtcd) -> None:
     try:
         await running.listening()
         async with await watch(running.base, "prefix=/svc/") as stream:
+            running.process.send_signal(signal.SIGUSR1)
             assert (await stream.until("close"))[-1].data["reason"] == "drain"
     finally:
         assert await running.stop() == 1

@@ -379,7 +379,7 @@ async def test_an_answer_that_is_not_held_counts_as_a_read(fake: FakeEtcd, sourc
 
 async def test_a_state_that_goes_while_the_hub_counts_the_read(fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker asks the hub, and the channel may have to read its state anew meanwhile: that was a 500."""
-    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "address_reads": 1, "sync_timeout": "50ms"}))
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "address_reads": 1}))
     begin_read = gateway.begin_read
 
     async def asked(caller: Caller | None) -> Releasable | None:
@@ -396,6 +396,7 @@ async def test_a_state_that_goes_while_the_hub_counts_the_read(fake: FakeEtcd, m
     ):
         assert (await http.get("/v1/kv?prefix=/svc/&consistency=feed&min_revision=1")).status_code == 200
         monkeypatch.setattr(gateway, "begin_read", asked)
+        gateway.settings = gateway.settings.model_copy(update={"sync_timeout": 0.05})
         answer = await poll(http, "prefix=/svc/&consistency=feed", 'W/"another"')
 
         assert (answer.status_code, answer.json()["code"]) == (503, "etcd-unavailable")

@@ -1,5 +1,5 @@
-"""``python -m tests.support.dying TASK serve``: a gateway in which one task fails by a defect after the gateway
-listens.
+"""``python -m tests.support.dying TASK serve``: a gateway in which one task fails by a defect once the process gets
+SIGUSR1.
 
 The tasks ``server`` and ``server-second`` are servers, and fail before they listen.
 """
@@ -7,6 +7,7 @@ The tasks ``server`` and ``server-second`` are servers, and fail before they lis
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +27,15 @@ TASKS: dict[str, type] = {
     "quorum": QuorumChecker,
 }
 
+told: list[int] = []
 
-def fail_soon(*, quietly: bool) -> Callable[..., Any]:
-    """A replacement for a task's ``run`` that soon fails."""
+
+def fail_when_told(*, quietly: bool) -> Callable[..., Any]:
+    """A replacement for a task's ``run`` that fails after the signal."""
 
     async def run(*_args: object) -> None:
-        await asyncio.sleep(0.5)
+        while not told:  # noqa: ASYNC110  # the handler may run before there is a loop
+            await asyncio.sleep(0.01)
         if not quietly:
             raise RuntimeError("a defect")
 
@@ -57,5 +61,6 @@ if __name__ == "__main__":
     if task == "server":
         uvicorn.Server.startup = fail_to_listen(2 if how else 1)  # type: ignore[method-assign]
     else:
-        TASKS[task].run = fail_soon(quietly=how == "quietly")  # type: ignore[attr-defined]
+        signal.signal(signal.SIGUSR1, lambda number, _frame: told.append(number))
+        TASKS[task].run = fail_when_told(quietly=how == "quietly")  # type: ignore[attr-defined]
     sys.exit(cli.main(sys.argv[2:]))
