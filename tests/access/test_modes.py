@@ -34,7 +34,7 @@ from tests.support.gateway import GatewayProcess, gateway
 from tests.support.metrics import etcd_metric
 from tests.support.nginx import Nginx, nginx
 from tests.support.streams import Stream, request, watch
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 
 pytestmark = [
     pytest.mark.etcd, pytest.mark.one_etcd, pytest.mark.wall_clock, pytest.mark.asyncio(loop_scope="module"),
@@ -544,12 +544,9 @@ async def test_a_policy_that_does_not_parse(server: GatewayProcess, folder: Path
     await eventually(usable)
 
     def said() -> list[str]:
-        return [line["message"] for line in server.lines if line.get("setting") == "policy_file"]
+        return [line["message"] for line in server.lines_so_far if line.get("setting") == "policy_file"]
 
-    async def both() -> bool:  # a line comes a moment after what it reports
-        return len(said()) >= 2
-
-    await eventually(both)
+    await soon(lambda: len(said()) >= 2)
     assert ready.status == 200
     assert "ends with '*'" in json.loads(ready.body)["access"]["policy_file"]
     assert "access" not in json.loads((await ask(server, "/readyz")).body)

@@ -360,28 +360,20 @@ async def test_log(etcd: EmbeddedEtcd, etcd_kv: EtcdClient) -> None:
             await watch(server.base, "prefix=/log/", {"X-Request-Id": "in valid\u00e9" + "x" * 100}) as unnamed,
         ):
             await asyncio.gather(named.until("synced"), unnamed.until("synced"))
-
-            async def live() -> bool:
-                return any(line["message"] == "feed live" for line in server.lines)
-
-            await eventually(live)  # a thread writes the lines
-            quiet_from = len(server.lines)
+            await server.logged("feed live")
             for number in range(50):
                 await etcd_kv.put("/log/a", f"value-{number}")
             await asyncio.gather(named.changes(50), unnamed.changes(50))
             await http.get("/v1/kv?prefix=/log/", headers={"Authorization": "Bearer value-token"})
             await http.get("/v1/kv?bogus=value-of-parameter")
-            quiet_to = len(server.lines)
             shown = unnamed.headers["x-request-id"]
 
-        async def idle() -> bool:
-            return [line for line in server.lines if line["message"] == "feed stop"] != []
-
-        await eventually(idle)
+        await server.logged("feed stop")
         status = await server.stop()
 
     assert status == 0
-    assert server.lines[quiet_from:quiet_to] == []
+    messages = [line["message"] for line in server.lines]
+    assert messages.index("stream end") == messages.index("feed live") + 1
     said = [line["message"] for line in server.lines if line["logger"] in ("gateway.feed", "gateway.stream")]
     assert said == ["feed start", "feed live", "stream end", "stream end", "feed stop"]
     ends = {line["request_id"]: line for line in server.lines if line["message"] == "stream end"}

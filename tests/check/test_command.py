@@ -129,7 +129,7 @@ async def test_a_pinned_range(etcd: EmbeddedEtcd, prefix: str) -> None:
     """A pin's watch stays after its streams: that is not a leak."""
 
     async def history_read() -> bool:
-        live = any(line["message"] == "feed live" for line in server.lines)
+        live = any(line["message"] == "feed live" for line in server.lines_so_far)
         return live and await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 1
 
     async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/svc/", **UNPROVEN_SOON}) as server:

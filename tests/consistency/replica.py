@@ -124,8 +124,9 @@ class Replica:
         """The process ids of its workers that run now; none if it is a single process, or does not run."""
         if self._process is None:
             return []
-        newest = {line["worker"]: line["pid"] for line in self._process.lines if line["message"] == "worker start"}
-        ended = {line["pid"] for line in self._process.lines if line["message"] == "worker end"}
+        lines = self._process.lines_so_far
+        newest = {line["worker"]: line["pid"] for line in lines if line["message"] == "worker start"}
+        ended = {line["pid"] for line in lines if line["message"] == "worker end"}
         return [pid for pid in newest.values() if pid not in ended]
 
     def signal(self, number: int) -> None:

@@ -14,7 +14,7 @@ from app.core.versions import parse_version, progress_is_trusted
 from tests.etcd.conftest import USER, values
 from tests.etcd.test_tls import client_files
 from tests.integration.test_faults import all_hold, follow
-from tests.integration.test_release import held_at_etcd
+from tests.integration.test_release import held_at_etcd, reconnects
 from tests.support.certificates import Ca
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
@@ -128,6 +128,7 @@ async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, 
     """A denied watch is retried on the others' stream: the other watches notice nothing, and the streams stay few."""
     settings = {**login, **STALE_LATER}
     async with gateway(etcd.endpoint, settings=settings) as server, follow(server.base, 1) as (follower,):
+        before = await watch_calls(etcd)
         denied = [await watch(server.base, f"prefix=/denied/{n}/") for n in range(10)]
         for stream in denied:
             close = (await stream.until("close"))[-1]
@@ -139,10 +140,9 @@ async def test_a_denied_prefix_beside_a_live_one(etcd: SecureEtcd, root: Admin, 
 
         assert follower.mirror.resets == ["initial"]
         assert "stale" not in follower.states
-        assert [line for line in server.lines if line["message"] == "watch stream retired"] == []
-        # One call for the follower, and no call in vain.
-        opened = await etcd_metric(etcd.endpoint, "grpc_server_started_total", grpc_method="Watch")
-        assert opened == 1
+        # No call but the follower's, and those of connections that a slow machine has made anew.
+        assert await watch_calls(etcd) == before + await reconnects(server)
+    assert [line for line in server.lines if line["message"] == "watch stream retired"] == []
     await eventually(lambda: holds_nothing(etcd))
 
 
@@ -162,10 +162,13 @@ async def test_audits_read_nothing(etcd: SecureEtcd, root: Admin, login: Setting
         await root.put("/svc/a", "1")
         before = await audits(etcd)
         await eventually(lambda: more_audits(etcd, before + 2))
-
-        assert server.lines
     said = etcd.log_file.read_text()
     assert "future revision" not in said
+
+
+async def watch_calls(etcd: SecureEtcd) -> float:
+    """How many Watch calls etcd has seen."""
+    return await etcd_metric(etcd.endpoint, "grpc_server_started_total", grpc_method="Watch")
 
 
 async def audits(etcd: SecureEtcd) -> float:

@@ -79,7 +79,7 @@ async def _replicas(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[R
 
 def audited(server: GatewayProcess, **wanted: object) -> list[dict[str, object]]:
     """The lines of the audit log that have all these fields."""
-    lines = [line for line in server.lines if line["message"] == "audit"]
+    lines = [line for line in server.lines_so_far if line["message"] == "audit"]
     return [line for line in lines if all(line.get(name) == value for name, value in wanted.items())]
 
 

@@ -51,11 +51,11 @@ async def test_the_variable_that_trusted_proxies_replaces(etcd: EmbeddedEtcd) ->
     """FORWARDED_ALLOW_IPS still works, and the log says what replaces it; without it, loopback is trusted."""
     async with gateway(etcd.endpoint, settings={"FORWARDED_ALLOW_IPS": "10.0.0.1"}) as server:
         assert await address(server, "127.0.0.1", "203.0.113.7") == "127.0.0.1"
-        (warning,) = [line for line in server.lines if "deprecated" in line]
-        assert (warning["level"], warning["use"]) == ("warning", "GATEWAY_TRUSTED_PROXIES")
+    (warning,) = [line for line in server.lines if "deprecated" in line]
+    assert (warning["level"], warning["use"]) == ("warning", "GATEWAY_TRUSTED_PROXIES")
     async with gateway(etcd.endpoint) as server:
         assert await address(server, "127.0.0.1", "203.0.113.7") == "203.0.113.7"
-        assert [line for line in server.lines if "deprecated" in line] == []
+    assert [line for line in server.lines if "deprecated" in line] == []
 
 
 @DUAL

@@ -52,7 +52,7 @@ async def on_another_host(
             finally:
                 await front.stop()
         finally:
-            assert await running.stop() == 0, running.lines[-5:]
+            assert await running.stop() == 0, running.lines_so_far[-5:]
             await relay.stop()
 
 
@@ -103,8 +103,7 @@ async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -
 
         # The kernel itself would abort the connection after 15 minutes.
         await eventually(released)
-        ends = [line["reason"] for line in running.lines if line["message"] == "stream end"]
-        assert ends == ["send-timeout"]
+        assert [line["reason"] for line in await running.logged("stream end")] == ["send-timeout"]
         await to_clients.heal()
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(stream.close(), HANG)

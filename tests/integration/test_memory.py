@@ -241,8 +241,8 @@ async def test_a_range_of_more_than_half_the_bound_survives_a_fresh_start(
         peak.check(len(streams) + 1)
         for stream in [*streams, joiner]:
             await stream.close()
-        gave_up = [line for line in server.lines if line["message"] == "feed gives up its old state for the new one"]
 
+    gave_up = [line for line in server.lines if line["message"] == "feed gives up its old state for the new one"]
     assert [mirror.resets for mirror in mirrors] == [["initial", "compacted"]] * 3
     assert [mirror.state for mirror in mirrors] == [joined.state] * 3
     assert len(gave_up) == 1

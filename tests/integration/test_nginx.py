@@ -122,11 +122,7 @@ async def test_the_header_lets_the_gateway_see_who_is_stuck(
             await eventually(lambda: _is(server, 1))
             stuck.reset()
 
-            async def told() -> bool:
-                reasons = [line["reason"] for line in server.lines if line["message"] == "stream end"]
-                return reasons == ["send-timeout"]
-
-            await eventually(told)  # the log comes a moment later
+            assert [line["reason"] for line in await server.logged("stream end")] == ["send-timeout"]
             return
         for _ in range(3):  # six times GATEWAY_SEND_TIMEOUT
             await healthy.until("bookmark")

@@ -103,7 +103,7 @@ async def test_a_pin_that_etcd_denies_is_named_and_others_are_served(tmp_path: P
         async with gateway(etcd.endpoint, settings=settings) as server:
             body = await ready(server)
             status, problem = await get(server, "/v1/watch?prefix=/secret/a/")
-            named = [line for line in server.lines if line["message"] == "pin unavailable"]
+            named = await server.logged("pin unavailable")
             async with await watch(server.base, "prefix=/svc/x/") as stream:
                 await stream.until("synced")
             await root.grant(USER, "/secret/")

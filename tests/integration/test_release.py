@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +20,7 @@ from tests.slow_readers.kernel import sockets
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import GatewayProcess, gateway, start
-from tests.support.metrics import etcd_metric, etcd_metrics
+from tests.support.metrics import etcd_metric, etcd_metrics, gateway_metric
 from tests.support.size import size
 from tests.support.streams import Stream, watch
 from tests.support.waiting import eventually
@@ -57,13 +56,14 @@ OF_A_CONNECTION = 2
 async def surplus(server: GatewayProcess, etcd: EmbeddedEtcd, expected: float) -> float:
     """How many Ranges etcd has answered beyond *expected*, and beyond those of connections that were made anew."""
     found = await ranges(etcd) - expected
-    anew = reconnects(server)
+    anew = await reconnects(server)
     return max(0, found - OF_A_CONNECTION * anew) if anew else found
 
 
-def reconnects(server: GatewayProcess) -> int:
-    """How often the gateway has connected to etcd again, by its log."""
-    return len([line for line in server.lines if line["message"] == "etcd is ready"]) - 1
+async def reconnects(server: GatewayProcess) -> float:
+    """How often the gateway has lost its connection to etcd."""
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
+        return await gateway_metric(http, "etcd_reconnects_total")
 
 
 async def is_ready(server: GatewayProcess) -> bool:
@@ -137,11 +137,7 @@ async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bo
     if reset:
         writer.transport.abort()
     writer.close()
-
-    async def ended() -> bool:
-        return [line["reason"] for line in server.lines if line["message"] == "stream end"] == ["client"]
-
-    await eventually(ended)
+    assert [line["reason"] for line in await server.logged("stream end")] == ["client"]
     await eventually(lambda: all_released(server, etcd))
 
 
@@ -217,7 +213,7 @@ async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
             assert len(changes) == 40
         await eventually(lambda: all_released(server, etcd))
-        ends = [line["reason"] for line in server.lines if line["message"] == "stream end"]
+        ends = [line["reason"] for line in await server.logged("stream end", 2)]
         assert sorted(ends) == ["client", "send-timeout"]
         await stuck.close()
 
@@ -285,11 +281,6 @@ def epoch(stream: Stream) -> str:
     return (stream.last_id or "").partition("-")[0]
 
 
-async def says(server: GatewayProcess, message: str) -> bool:
-    """Whether the gateway's log has such a line."""
-    return any(line["message"] == message for line in server.lines)
-
-
 @pytest.mark.one_etcd
 async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
     """The second signal closes all streams without their turns, and still with a close event for each."""
@@ -299,7 +290,7 @@ async def test_the_second_signal_closes_all_at_once(etcd: EmbeddedEtcd) -> None:
         for stream in streams:
             await stream.until("synced")
         server.process.send_signal(signal.SIGTERM)
-        await eventually(lambda: says(server, "stopping"))  # otherwise both signals would be one
+        await server.logged("stopping")  # otherwise both signals would be one
         server.process.send_signal(signal.SIGTERM)
         for stream in streams:
             _bookmark, close = (await stream.until("close"))[-2:]
@@ -324,7 +315,7 @@ async def test_shutdown_with_a_client_that_does_not_read(etcd: EmbeddedEtcd, kv:
         await eventually(lambda: _is(subscribers(server), 1))
         await eventually(lambda: is_stuck(server, 2))
         server.process.send_signal(signal.SIGTERM)
-        await eventually(lambda: says(server, "stopping"))
+        await server.logged("stopping")
         if signals == 2:
             server.process.send_signal(signal.SIGTERM)
         await server.process.wait()
@@ -359,7 +350,7 @@ async def test_revived_during_linger(etcd: EmbeddedEtcd, kv: EtcdClient) -> None
                 await stream.until("synced")
             await eventually(lambda: _is(subscribers(server), 0))
 
-        assert len(starts(server)) == 1
+        assert await feeds_started(server) == 1
         assert await surplus(server, etcd, before + 1) == 0
 
 
@@ -370,12 +361,13 @@ async def test_after_the_linger_a_feed_starts_anew(server: GatewayProcess, etcd:
         async with await watch(server.base, "prefix=/svc/") as stream:
             await stream.until("synced")
         await eventually(lambda: all_released(server, etcd))
-        assert len(starts(server)) == count
+        assert await feeds_started(server) == count
 
 
-def starts(server: GatewayProcess) -> list[dict[str, Any]]:
-    """The number of feed starts in the gateway's log."""
-    return [line for line in server.lines if line["message"] == "feed start"]
+async def feeds_started(server: GatewayProcess) -> float:
+    """How many feeds the gateway has started."""
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
+        return await gateway_metric(http, "feeds_started_total")
 
 
 @pytest.mark.one_etcd

@@ -80,12 +80,12 @@ async def test_steps_of_the_wall_clock(etcd: EmbeddedEtcd, kv: EtcdClient, tmp_p
                     found = await again.until("synced")
                 assert [event.data.get("mod_revision") for event in found[:-1]] == written
                 assert await lingers()
-            # The lingering and the followed feeds: none was started again.
-            starts = [line["range"] for line in running.lines if line["message"] == "feed start"]
-            assert len(starts) == len(set(starts)) == 6
             assert await held_at_etcd(etcd) == (6, 1)
     finally:
         status = await running.stop()
+    # The lingering and the followed feeds: none was started again.
+    starts = [line["range"] for line in running.lines if line["message"] == "feed start"]
+    assert len(starts) == len(set(starts)) == 6
     assert not running.other, "".join(running.other)
     assert status == 0
     said = [line["message"] for line in running.lines if line["level"] != "info"]

@@ -147,16 +147,11 @@ async def test_sighup_reloads(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_bytes(b"one\n")
     async with gateway(NOWHERE, settings={"GATEWAY_TOKEN_FILE": str(file)}) as server:
-        for content, said in ((b"two\n", "changed"), (b"two\n", "unchanged"), (b"", "unusable")):
+        contents = ((b"two\n", "changed"), (b"two\n", "unchanged"), (b"", "unusable"))
+        for turn, (content, said) in enumerate(contents):
             file.write_bytes(content)
-            count = len(server.lines)
             server.process.send_signal(signal.SIGHUP)
-
-            async def reloaded(since: int = count) -> bool:
-                return any(line["message"] == "reloaded" for line in server.lines[since:])
-
-            await eventually(reloaded)
-            (line,) = [line for line in server.lines[count:] if line["message"] == "reloaded"]
+            line = (await server.logged("reloaded", turn + 1))[turn]
             assert line["token"] == said
             assert line["etcd"] == "read for each connection"
         async with httpx.AsyncClient(base_url=server.base) as http:

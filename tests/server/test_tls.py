@@ -130,8 +130,8 @@ async def test_both_sinks(sink: str, etcd: EmbeddedEtcd, kv: EtcdClient, files: 
             assert event is not None
             if event.type == "put":
                 revisions.append(event.data["mod_revision"])
-        (line,) = [line for line in server.lines if "scheme" in line]
 
+    (line,) = [line for line in server.lines if "scheme" in line]
     assert sinks[sink] == 1
     assert (line["scheme"], line["sink"]) == ("https", sink)
     assert not [line for line in server.lines if "GATEWAY_SINK=fast" in line["message"]]
@@ -209,9 +209,7 @@ async def test_a_renewal(served: GatewayProcess, kv: EtcdClient, ca: Ca, files: 
     assert probe.json()["tls"].startswith(f"GATEWAY_TLS_CERT (--tls-cert): {files.cert}: has no certificate")
     assert event
     assert expires > 1_700_000_000
-    assert "the TLS certificate cannot be used: what was read before stays valid" in {
-        line["message"] for line in served.lines
-    }
+    await served.logged("the TLS certificate cannot be used: what was read before stays valid")
 
 
 async def test_a_signal(files: Pair, ca: Ca) -> None:
@@ -219,13 +217,8 @@ async def test_a_signal(files: Pair, ca: Ca) -> None:
     async with gateway(NOWHERE, settings=settings_for(files)) as server:
         renew(files, ca.sign("second"))
         server.process.send_signal(signal.SIGHUP)
-
-        async def reloaded() -> bool:
-            return any(line["message"] == "reloaded" for line in server.lines)
-
-        await eventually(reloaded)
+        (line,) = await server.logged("reloaded")
         name = await presented(server.port, ca)
-        (line,) = [line for line in server.lines if line["message"] == "reloaded"]
 
     assert name == "second"
     assert line["tls"] in ("changed", "unchanged")  # unchanged: the file watch was faster
@@ -243,13 +236,9 @@ async def test_a_stuck_client(etcd: EmbeddedEtcd, kv: EtcdClient, files: Pair, c
         stuck = await watch(server.base, "prefix=/svc/", tls=client(ca), receive_buffer=4096)
         slow = await watch(server.base, "prefix=/svc/", tls=client(ca), receive_buffer=4096)
         reading = asyncio.create_task(slow.until("synced"))
-
-        async def ended() -> bool:
-            return any(line["message"] == "stream end" for line in server.lines)
-
-        await eventually(ended)
+        await server.logged("stream end")
         await reading
-        ends = [line["reason"] for line in server.lines if line["message"] == "stream end"]
+        ends = [line["reason"] for line in server.lines_so_far if line["message"] == "stream end"]
         for stream in (stuck, slow):
             stream.writer.transport.abort()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support import forkserver
 from tests.support.forkserver import Forked
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, soon
 
 # Outside Linux, a process that has loaded the system's frameworks cannot be forked safely.
 FORKS = sys.platform == "linux"
@@ -36,11 +36,15 @@ UNPROVEN_SOON = {"GATEWAY_SYNC_TIMEOUT": "1s"}
 
 
 class GatewayProcess:
-    """``python -m app serve`` on a free port. ``lines`` is its log, as JSON objects."""
+    """``python -m app serve`` on a free port.
+
+    A thread of the gateway writes the lines of its log some time after what they report, 10 ms on an idle machine.
+    ``lines`` is the whole log, after the end; a test that needs a line before waits for it.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process | Forked) -> None:
         self.process = process
-        self.lines: list[dict[str, Any]] = []
+        self.lines_so_far: list[dict[str, Any]] = []
         self.other: list[str] = []
         self.port = 0
         self.admin_port = 0
@@ -54,6 +58,23 @@ class GatewayProcess:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log, as JSON objects."""
+        assert self._reader.done(), "the gateway still writes its log: wait for its end, or see `logged`"
+        return self.lines_so_far
+
+    async def logged(self, message: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for so many lines with *message*, and return all that are there then."""
+        found: list[dict[str, Any]] = []
+
+        def come() -> bool:
+            found[:] = [line for line in self.lines_so_far if line["message"] == message]
+            return len(found) >= count
+
+        await soon(come)
+        return found
+
+    @property
     def pid(self) -> int:
         """The gateway's process id."""
         return self.process.pid
@@ -64,7 +85,7 @@ class GatewayProcess:
         try:
             await asyncio.wait({waiter, self._reader}, return_when=asyncio.FIRST_COMPLETED, timeout=HANG)
             if not self._listening.is_set():
-                msg = f"the gateway did not start: {self.lines} {self.other}"
+                msg = f"the gateway did not start: {self.lines_so_far} {self.other}"
                 raise AssertionError(msg)
         finally:
             waiter.cancel()
@@ -92,7 +113,7 @@ class GatewayProcess:
             if line is None:
                 self.other.append(text)
                 continue
-            self.lines.append(line)
+            self.lines_so_far.append(line)
             self._scheme = line.get("scheme", self._scheme)
             if line["message"] == "listening":
                 self.port, self.admin_port = line["port"], line.get("admin_port", 0)

@@ -34,7 +34,7 @@ async def team(etcd: EmbeddedEtcd, **settings: str) -> GatewayProcess:
 
 def pids(running: GatewayProcess) -> list[int]:
     """The process ids of the workers, as the log has them; the newest of each."""
-    newest = {line["worker"]: line["pid"] for line in running.lines if line["message"] == "worker start"}
+    newest = {line["worker"]: line["pid"] for line in running.lines_so_far if line["message"] == "worker start"}
     return [newest[number] for number in sorted(newest)]
 
 
@@ -112,18 +112,14 @@ async def test_a_killed_hub_leaves_nothing(etcd: EmbeddedEtcd, kv: EtcdClient, t
 
 async def test_a_hub_that_is_killed_while_it_drains(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
     """As at any other time: the workers went on with the drain, and the folder of the hub's socket stayed."""
-    running = await team(etcd, TMPDIR=str(tmp_path), GATEWAY_DRAIN_WINDOW="3600")
+    running = await team(etcd, TMPDIR=str(tmp_path), GATEWAY_DRAIN_WINDOW="3600", GATEWAY_DRAIN_PACE="1")
     found = pids(running)
     async with AsyncExitStack() as stack:
-        for _ in range(2):
+        for _ in range(40):
             stream = await stack.enter_async_context(await watch(running.base, "prefix=/svc/"))
             await stream.until("synced")
         running.process.send_signal(signal.SIGTERM)
-
-        async def draining() -> bool:
-            return any(line["message"] == "stopping" for line in running.lines)
-
-        await eventually(draining)
+        await running.logged("stopping")
         running.process.send_signal(signal.SIGKILL)
         await running.process.wait()
         await nothing_is_left(found, tmp_path)
@@ -140,7 +136,8 @@ async def test_a_hang_up_reloads_all(etcd: EmbeddedEtcd, tmp_path: Path) -> None
         running.process.send_signal(signal.SIGHUP)
 
         async def both() -> bool:
-            said = {line["worker"] for line in running.lines if line["message"] == "reloaded" and "worker" in line}
+            reloaded = [line for line in running.lines_so_far if line["message"] == "reloaded"]
+            said = {line["worker"] for line in reloaded if "worker" in line}
             return said == {1, 2}
 
         await eventually(both)
@@ -185,7 +182,7 @@ async def test_a_stopped_worker_does_not_keep_the_hub(etcd: EmbeddedEtcd) -> Non
     os.kill(pids(running)[0], signal.SIGSTOP)
 
     async def heard(number: int) -> bool:
-        return len([line for line in running.lines if line["message"].startswith("stopping")]) == number
+        return len([line for line in running.lines_so_far if line["message"].startswith("stopping")]) == number
 
     running.process.send_signal(signal.SIGTERM)
     for number in (1, 2):

@@ -35,7 +35,7 @@ async def test_a_worker_is_told_to_stop(etcd: EmbeddedEtcd) -> None:
     os.kill(first, signal.SIGTERM)
 
     async def replaced() -> bool:
-        ended = [line for line in both.lines if line["message"] == "worker end"]
+        ended = [line for line in both.lines_so_far if line["message"] == "worker end"]
         return [line["status"] for line in ended] == [0] and pids(both)[0] != first
 
     await eventually(replaced)
