@@ -225,6 +225,17 @@ async def test_a_learner(candidate: Candidate) -> None:
             assert (await values(server))[0] == 200
 
 
+async def _learns(learner: SecureEtcd) -> bool:
+    """Whether a learner has joined. It ends if the other member does not say in 10 s who is there: start it again."""
+    if not learner.running:
+        await learner.restart(wait=False)
+    async with plain_channel(learner) as channel:
+        try:
+            return bool((await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1)).isLearner)
+        except rpc.AioRpcError:
+            return False
+
+
 @asynccontextmanager
 async def _learner_of(etcd: SecureEtcd, candidate: Candidate) -> AsyncIterator[SecureEtcd]:
     (free,) = choose_places(1)
@@ -234,6 +245,7 @@ async def _learner_of(etcd: SecureEtcd, candidate: Candidate) -> AsyncIterator[S
     learner = SecureEtcd(folder=candidate.folder, args=["--initial-cluster-state=existing"])
     await learner.launch(place, f"{etcd.place.name}={etcd.place.peer_url},{place.name}={place.peer_url}")
     try:
+        await eventually(lambda: _learns(learner))
         yield learner
     finally:
         await learner.stop()

@@ -199,6 +199,9 @@ async def gateway(
     try:
         await running.listening()
         yield running
+    except BaseException:
+        sys.stderr.writelines(f"{json.dumps(line)}\n" for line in running.lines_so_far[-50:])  # pytest shows it
+        raise
     finally:
         status = await running.stop()
     assert status == 0, (status, running.lines[-5:], running.other)
