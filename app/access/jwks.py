@@ -162,6 +162,8 @@ class JwksUrl:
         self._failures = 0
         self._caused = -COOLDOWN  # when an unknown key id last caused a fetch
         self._wanted = asyncio.Event()
+        self._begun = self._ended = 0  # fetches
+        self._needed = 0  # the number of the fetch that an unknown key id has caused
         self._fetched = asyncio.Event()  # replaced after each fetch
 
     @property
@@ -187,7 +189,9 @@ class JwksUrl:
         """Fetch the keys now, then in every ``PERIOD``, and when an unknown key id asks for them."""
         while True:
             self._wanted.clear()
+            self._begun += 1
             await self._fetch()
+            self._ended += 1
             fetched, self._fetched = self._fetched, asyncio.Event()
             fetched.set()
             delay = RETRY.delay(self._failures - 1, self._draw()) if self._failures else PERIOD
@@ -198,16 +202,21 @@ class JwksUrl:
     async def refresh(self) -> None:
         """Ask for a fetch, and wait until it ends, for ``KEY_TIMEOUT`` at most.
 
-        At most one fetch in every ``COOLDOWN`` has this cause. Until then the caller returns at once.
+        At most one fetch in every ``COOLDOWN`` has this cause. All who come during that fetch wait for it: after a
+        rotation many clients bring the new key at once. After it, a caller returns at once until ``COOLDOWN`` is over.
         """
-        if self.value is not None:
-            if self._clock() - self._caused < COOLDOWN:
-                return
-            self._caused = self._clock()
-            self._wanted.set()
+        if self.value is None:
+            needed = self._ended + 1
+        else:
+            if self._clock() - self._caused >= COOLDOWN:
+                self._caused = self._clock()
+                self._needed = self._begun + 1  # a fetch that began earlier may bring the keys of before
+                self._wanted.set()
+            needed = self._needed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KEY_TIMEOUT):
-                await self._fetched.wait()
+                while self._ended < needed:
+                    await self._fetched.wait()
 
     async def _fetch(self) -> None:
         shown = without_secrets(self.url)

@@ -17,7 +17,7 @@ from app.access.fetch import FetchError
 from app.access.jwks import COOLDOWN, MAX_KEYS, JwksFile, JwksUrl, parse_jwks
 from app.file_watch import FileError
 from tests.access.issuer import CURVES, ec_key, ed_key, jwks, rsa_key, serving
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 
 RSA, EC, ED = rsa_key(), ec_key(), ed_key()
 URL = "https://id.example/jwks?code=hunter2"  # some issuers want a key in the query
@@ -164,10 +164,13 @@ class World:
         """The issuer's answer."""
         assert (url, most, timeout) == (URL, 256 * 1024, 10.0)
         self.fetches += 1
+        answer = self.answer  # as it is when the fetch begins
         await self.gate.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        for _ in range(5):  # an answer over a network is never there at once
+            await asyncio.sleep(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @pytest_asyncio.fixture(name="world")
@@ -204,6 +207,38 @@ async def test_an_unknown_id_fetches_once_a_minute(world: World) -> None:
     world.now += 1
     await world.source.refresh()
 
+    assert world.fetches == 3
+
+
+async def test_all_who_bring_a_new_key_wait_for_its_fetch(world: World) -> None:
+    """After a rotation many clients come with tokens of the new key: all but the first were refused."""
+    world.answer = jwks(RSA, EC)
+    world.gate.clear()
+    async with asyncio.timeout(HANG), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(world.source.refresh()) for _ in range(10)]
+        await soon(lambda: world.fetches == 2)
+        assert not [task for task in tasks if task.done()]
+        world.gate.set()
+
+    assert world.source.value is not None
+    assert world.source.value.knows("ec")
+    assert world.fetches == 2
+
+
+async def test_a_fetch_that_began_before_the_new_key(world: World) -> None:
+    """It may bring the keys of before: who comes with the new key waits for the next one."""
+    world.gate.clear()
+    await world.source.look()
+    async with asyncio.timeout(HANG):
+        await soon(lambda: world.fetches == 2)
+        world.answer = jwks(RSA, EC)
+        waiting = asyncio.create_task(world.source.refresh())
+        await asyncio.sleep(0)
+        world.gate.set()
+        await waiting
+
+    assert world.source.value is not None
+    assert world.source.value.knows("ec")
     assert world.fetches == 3
 
 
