@@ -24,7 +24,7 @@ from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy
 from tests.support.secure import SecureEtcd, plain_channel
 from tests.support.versions import Candidate
-from tests.support.waiting import eventually
+from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -231,7 +231,7 @@ async def _learns(learner: SecureEtcd) -> bool:
         await learner.restart(wait=False)
     async with plain_channel(learner) as channel:
         try:
-            return bool((await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1)).isLearner)
+            return bool((await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=HANG)).isLearner)
         except rpc.AioRpcError:
             return False
 

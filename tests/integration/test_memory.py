@@ -76,15 +76,25 @@ async def fill(kv: EtcdClient, prefix: str, *, count: int, size: int) -> None:
         await kv.transact({f"{prefix}{number:05}": f"{number:05}" + "x" * (size - 5) for number in numbers})
 
 
-async def ask(server: GatewayProcess, query: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect a client whose kernel buffers as little as possible, and send its request."""
+async def connect(server: GatewayProcess) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect a client whose kernel buffers as little as possible."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
-    writer.write(f"GET /v1/kv?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return await asyncio.open_connection(sock=sock, limit=1024)
+
+
+async def ask(server: GatewayProcess, query: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect a client, and send its request."""
+    reader, writer = await connect(server)
+    writer.write(read_of(query))
     return reader, writer
+
+
+def read_of(query: str) -> bytes:
+    """A request."""
+    return f"GET /v1/kv?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
@@ -200,12 +210,15 @@ async def test_equal_reads_share_what_they_hold(etcd: EmbeddedEtcd, kv: EtcdClie
     """20 equal reads of 3 MB that nobody takes share one body, and leave room for another read."""
     await fill(kv, "/big/", count=150, size=20_000)
     async with bounded(etcd.endpoint) as (server, peak):
-        etcd.sigstop()  # so that the reads come while one is under way, and share the next
-        connections = [await ask(server, "prefix=/big/") for _ in range(20)]
+        connections = [await connect(server) for _ in range(20)]
         async with httpx.AsyncClient(base_url=server.base) as http:
+            (await http.get("/livez")).raise_for_status()
+            etcd.sigstop()  # so that the reads come while one is under way, and share the next
+            for _reader, writer in connections:
+                writer.write(read_of("prefix=/big/"))
             for _ in range(5):  # each of these comes after all that was sent before
                 (await http.get("/livez")).raise_for_status()
-        etcd.sigcont()
+            etcd.sigcont()
         statuses = await asyncio.gather(*(status_of(reader) for reader, _writer in connections))
         peak.check(len(connections))
         for _reader, writer in connections:
