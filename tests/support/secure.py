@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -80,7 +82,25 @@ class SecureEtcd(EmbeddedEtcd):
         ]
 
     async def wait_healthy(self) -> None:
-        """Wait until etcd answers and has a leader; with users, etcd refuses a plain read."""
+        """Wait until etcd answers, on both ports, and has a leader; with users, etcd refuses a plain read."""
+        await self._wait_healthy()
+        if self.pki is not None:
+            await self._shake_hands()
+
+    async def _shake_hands(self) -> None:
+        """Wait until the TLS port is served. When that begins, etcd reads its certificate, and ends if it is wrong.
+
+        The plain port is served earlier: a test that put a wrong certificate there at once had no etcd any more.
+        """
+        anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+        with contextlib.suppress(ssl.SSLError):  # etcd may demand a certificate
+            async with asyncio.timeout(HANG):
+                _reader, writer = await asyncio.open_connection("127.0.0.1", self._tls_port, ssl=anybody)
+                writer.close()
+                await writer.wait_closed()
+
+    async def _wait_healthy(self) -> None:
         if not self.users:
             await super().wait_healthy()
             return
