@@ -15,7 +15,7 @@ from app import descriptors
 from app.settings import SettingsError
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
-from tests.support.gateway import GatewayProcess, start
+from tests.support.gateway import GatewayProcess, orderly, start
 from tests.support.metrics import gateway_metric
 from tests.support.streams import request, watch
 from tests.support.waiting import eventually
@@ -33,14 +33,9 @@ def limited(arguments: str) -> Sequence[str]:
 @contextlib.asynccontextmanager
 async def narrow(etcd: EmbeddedEtcd, arguments: str, *flags: str) -> AsyncIterator[GatewayProcess]:
     """A gateway with a limit; it must end with status 0, and without an error in its log."""
-    running = await start("--port=0", f"--etcd={etcd.endpoint}", *flags, before=limited(arguments))
-    try:
-        await running.listening()
+    started = await start("--port=0", f"--etcd={etcd.endpoint}", *flags, before=limited(arguments))
+    async with orderly(started) as running:
         yield running
-    finally:
-        status = await running.stop()
-    assert (status, running.other) == (0, [])
-    assert [line for line in running.lines if line["level"] == "error"] == []
 
 
 @contextlib.contextmanager

@@ -233,7 +233,7 @@ async def test_a_fetch_that_began_before_the_new_key(world: World) -> None:
         await soon(lambda: world.fetches == 2)
         world.answer = jwks(RSA, EC)
         waiting = asyncio.create_task(world.source.refresh())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it asks for a fetch
         world.gate.set()
         await waiting
 

@@ -24,7 +24,7 @@ from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy
 from tests.support.secure import SecureEtcd, plain_channel
 from tests.support.versions import Candidate
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.etcd
 
@@ -229,11 +229,8 @@ async def _learns(learner: SecureEtcd) -> bool:
     """Whether a learner has joined. It ends if the other member does not say in 10 s who is there: start it again."""
     if not learner.running:
         await learner.restart(wait=False)
-    async with plain_channel(learner) as channel:
-        try:
-            return bool((await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=HANG)).isLearner)
-        except rpc.AioRpcError:
-            return False
+    status = await learner.status()
+    return status is not None and bool(status.isLearner)
 
 
 @asynccontextmanager

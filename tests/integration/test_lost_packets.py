@@ -103,7 +103,7 @@ async def test_between_the_gateway_and_a_client(etcd: EmbeddedEtcd, sink: str) -
 
         # The kernel itself would abort the connection after 15 minutes.
         await eventually(released)
-        assert [line["reason"] for line in await running.logged("stream end")] == ["send-timeout"]
+        assert await running.stream_ends() == ["send-timeout"]
         await to_clients.heal()
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(stream.close(), HANG)

@@ -137,7 +137,7 @@ async def a_client_goes(server: GatewayProcess, etcd: EmbeddedEtcd, *, later: bo
     if reset:
         writer.transport.abort()
     writer.close()
-    assert [line["reason"] for line in await server.logged("stream end")] == ["client"]
+    assert await server.stream_ends() == ["client"]
     await eventually(lambda: all_released(server, etcd))
 
 
@@ -213,7 +213,7 @@ async def test_stuck_in_a_send(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
 
             assert len(changes) == 40
         await eventually(lambda: all_released(server, etcd))
-        ends = [line["reason"] for line in await server.logged("stream end", 2)]
+        ends = await server.stream_ends(2)
         assert sorted(ends) == ["client", "send-timeout"]
         await stuck.close()
 

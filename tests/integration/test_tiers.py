@@ -16,7 +16,7 @@ from tests.integration.test_operations import commands
 from tests.integration.test_release import WATCHERS
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
-from tests.support.gateway import QUICK, STALE_SOON, UNPROVEN_SOON, GatewayProcess, gateway, start
+from tests.support.gateway import QUICK, STALE_SOON, UNPROVEN_SOON, GatewayProcess, gateway, orderly, start
 from tests.support.metrics import etcd_metric
 from tests.support.proxy import proxy
 from tests.support.streams import watch
@@ -32,14 +32,8 @@ NOWHERE = "http://127.0.0.1:9"
 async def edge(*upstreams: str, **settings: str) -> AsyncIterator[GatewayProcess]:
     """A gateway that follows other gateways."""
     chosen = {**QUICK, "GATEWAY_PORT": "0", "GATEWAY_UPSTREAM": ",".join(upstreams), **settings}
-    running = await start(settings=chosen)
-    try:
-        await running.listening()
+    async with orderly(await start(settings=chosen)) as running:
         yield running
-    finally:
-        status = await running.stop()
-    assert status == 0, (status, running.lines[-5:], running.other)
-    assert [line for line in running.lines if line["level"] == "error"] == []
 
 
 @pytest.mark.one_etcd

@@ -16,7 +16,7 @@ import time
 from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from aetcd import rpc
@@ -154,17 +154,21 @@ class EmbeddedEtcd(embedded.EmbeddedEtcd):
             await super().stop()
             self._ports.close()
 
-    async def is_leader(self) -> bool:
-        """Whether this member runs and leads its cluster."""
+    async def status(self) -> Any:
+        """What this member says of itself (``StatusResponse``); None if it does not run, or does not answer."""
         if not self.running:
-            return False
+            return None
         target = f"127.0.0.1:{self.place.client_port}"
         async with grpc.aio.insecure_channel(target, embedded.LOOPBACK_OPTIONS) as channel:
             try:
-                status = await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1)
+                return await rpc.MaintenanceStub(channel).Status(rpc.StatusRequest(), timeout=1)
             except rpc.AioRpcError:
-                return False
-        return bool(status.leader == status.header.member_id)
+                return None
+
+    async def is_leader(self) -> bool:
+        """Whether this member runs and leads its cluster."""
+        status = await self.status()
+        return status is not None and bool(status.leader == status.header.member_id)
 
     async def _spawn(self) -> None:
         if SETPRIV is None:

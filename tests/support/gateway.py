@@ -65,14 +65,16 @@ class GatewayProcess:
 
     async def logged(self, message: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait for so many lines with *message*, and return all that are there then."""
-        found: list[dict[str, Any]] = []
 
-        def come() -> bool:
-            found[:] = [line for line in self.lines_so_far if line["message"] == message]
-            return len(found) >= count
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.lines_so_far if line["message"] == message]
 
-        await soon(come)
-        return found
+        await soon(lambda: len(found()) >= count)
+        return found()
+
+    async def stream_ends(self, count: int = 1) -> list[str]:
+        """Wait until so many streams have ended, and return the reasons of all that have."""
+        return [line["reason"] for line in await self.logged("stream end", count)]
 
     @property
     def pid(self) -> int:
@@ -190,12 +192,18 @@ async def gateway(
     program: Sequence[str] = ("app",),
     before: Sequence[str] = (),
 ) -> AsyncIterator[GatewayProcess]:
-    """A listening gateway in front of *etcd*; *program* and *before*: see ``start``.
+    """A listening gateway in front of *etcd*, ``orderly``; *program* and *before*: see ``start``."""
+    chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
+    async with orderly(await start(settings=chosen, program=program, before=before)) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def orderly(running: GatewayProcess) -> AsyncIterator[GatewayProcess]:
+    """A gateway that was just started, once it listens.
 
     At the end it is stopped, and must exit cleanly and without logged errors.
     """
-    chosen = {**(QUICK if quick else {}), "GATEWAY_PORT": "0", "GATEWAY_ETCD": etcd, **(settings or {})}
-    running = await start(settings=chosen, program=program, before=before)
     try:
         await running.listening()
         yield running

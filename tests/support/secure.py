@@ -83,7 +83,10 @@ class SecureEtcd(EmbeddedEtcd):
 
     async def wait_healthy(self) -> None:
         """Wait until etcd answers, on both ports, and has a leader; with users, etcd refuses a plain read."""
-        await self._wait_healthy()
+        if self.users:
+            await self._wait_leader()
+        else:
+            await super().wait_healthy()
         if self.pki is not None:
             await self._shake_hands()
 
@@ -100,10 +103,7 @@ class SecureEtcd(EmbeddedEtcd):
                 writer.close()
                 await writer.wait_closed()
 
-    async def _wait_healthy(self) -> None:
-        if not self.users:
-            await super().wait_healthy()
-            return
+    async def _wait_leader(self) -> None:
         deadline = time.monotonic() + embedded.START_TIMEOUT
         async with plain_channel(self) as channel:
             while not await _leads(channel):
