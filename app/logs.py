@@ -1,8 +1,10 @@
 """Logs: one line for each of the gateway's events, for people or as JSON. No line holds a key's value or a token.
 
-A separate thread writes the lines. Without that thread, a reader that stalls (a full pipe: a sidecar that hangs, a
-stopped pager) blocked the event loop, and all streams with it, after about 200 lines. Now the reader blocks only the
-thread. Lines beyond MAX_PENDING are dropped and counted, and the log reports their number once the reader is back.
+Who logs writes the line to a pipe at once, if the pipe has room: whatever ends the process then, the line is not lost.
+All other lines wait for a separate thread. Without that thread, a reader that stalls (a full pipe: a sidecar that
+hangs, a stopped pager) blocked the event loop, and all streams with it, after about 200 lines. Now the reader blocks
+only the thread. Lines beyond MAX_PENDING are dropped and counted, and the log reports their number once the reader is
+back.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import queue
 import select
+import stat
 import sys
 import threading
 import time
@@ -19,16 +23,18 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from logging.handlers import QueueHandler, QueueListener
+from math import isfinite
 from os import write
+from select import PIPE_BUF
 from typing import Any, Literal
 
 logger = logging.getLogger("gateway")
 
 # Bytes of lines that may wait to be written: about 5,000 lines.
 MAX_PENDING = 1 << 20
-# Seconds in which lines are collected before they are written, and the bytes that are written at once, about. The
+# Seconds in which the thread collects lines before it writes them, and the bytes that it writes at once, about. The
 # thread needs the interpreter's lock for each write. When it wrote each line as it came, a join with its line in the
-# audit log took 70 us more; with 0.01 s, 10 us more. With 0.05 s nothing was left of that, but a SIGKILL loses lines.
+# audit log took 70 us more; with 0.01 s, 10 us more.
 PAUSE, MOST_AT_ONCE = 0.01, 256 * 1024
 # Characters of one field. Clients choose ranges, and 60 kB of them fit in a request: 17 lines were MAX_PENDING.
 MOST_OF_FIELD = 10_000
@@ -64,9 +70,19 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def _json(value: object) -> str:
-    if isinstance(value, str) and len(value) <= MOST_OF_FIELD:  # as nearly all are
-        return encode_basestring(value)
+    # Exact types: a subclass may have another text.
+    if type(value) is int or (type(value) is float and isfinite(value)):
+        return repr(value)
     return _ENCODER.encode(_bounded(value))
+
+
+@functools.lru_cache
+def _json_template(level: str, name: str, message: str, fields: tuple[str, ...]) -> str:
+    """Return a line with a ``%s`` for the time and for the value of each field."""
+    own = {"level": level, "logger": name, "message": message}
+    text = ", ".join(f"{encode_basestring(key)}: {encode_basestring(value)}" for key, value in own.items())
+    rest = "".join(f", {encode_basestring(field)}: \0" for field in fields)
+    return ('{"time": "\0", ' + text + rest).replace("%", "%%").replace("\0", "%s")
 
 
 class LineFormatter(logging.Formatter, ABC):
@@ -97,12 +113,15 @@ class JsonFormatter(LineFormatter):
         self, created: float, level: str, name: str, message: str, fields: dict[str, object], exception: str = ""
     ) -> str:
         """See ``LineFormatter``."""
-        # Member by member: ``JSONEncoder`` makes an encoder for each call. That was half the time of a line, and there
-        # is a line for each join.
-        line = f'{{"time": "{_time(created)}", "level": "{level}", "logger": {encode_basestring(name)}, '
-        line += f'"message": {encode_basestring(message)}'
-        for field, value in (fields | self.always).items():
-            line += f", {encode_basestring(field)}: {_json(value)}"
+        # Not by ``JSONEncoder``, which makes an encoder for each call: there is a line for each join. Only the values
+        # differ between most lines of a logger.
+        if self.always:
+            fields = fields | self.always
+        texts = [
+            encode_basestring(value) if type(value) is str and len(value) <= MOST_OF_FIELD else _json(value)
+            for value in fields.values()
+        ]
+        line = _json_template(level, name, message, tuple(fields)) % (_time(created), *texts)
         return f'{line}, "exception": {encode_basestring(exception)}}}' if exception else f"{line}}}"
 
 
@@ -135,11 +154,11 @@ class _Writer(QueueListener):
         self.outlet: _Outlet | None = None
         self.taken = 0  # bytes, written or lost
         self.lost = 0  # lines that could not be written
-        self._said = 0  # dropped lines that the log has reported
+        self.said = 0  # dropped lines that the log has reported
 
     def handle(self, line: bytes) -> None:  # type: ignore[override]  # ``prepare`` has turned the record into a line
         """See ``QueueListener``. Lines that come together are written together."""
-        if self.outlet is None or self.outlet.dropped == self._said:  # the report of dropped lines must not be late
+        if self.outlet is None or self.outlet.dropped == self.said:  # the report of dropped lines must not be late
             self._pause.wait(PAUSE)
         lines, size = [line], len(line)
         while size < MOST_AT_ONCE and not self._lines.empty():
@@ -160,10 +179,10 @@ class _Writer(QueueListener):
         if written < 0 or self.outlet is None:
             return
         dropped = self.outlet.dropped
-        if dropped > self._said and self._lines.empty():
-            report = self.outlet.tell(dropped - self._said)
+        if dropped > self.said and self._lines.empty():
+            report = self.outlet.tell(dropped - self.said)
             if self._write(report) == len(report):
-                self._said = dropped
+                self.said = dropped
 
     def _write(self, data: bytes) -> int:
         """Return how many bytes are written: all, unless the reader has gone."""
@@ -180,15 +199,36 @@ class _Writer(QueueListener):
         return len(data) - len(rest)
 
 
-class _Outlet(QueueHandler):
-    """Formats records as lines and queues the lines for the writer. Never blocks."""
+def _pipe_of(descriptor: int) -> int | None:
+    """Return a descriptor of our own for the same pipe, which does not block. None: it is no pipe, or cannot be opened.
 
-    def __init__(self, writer: _Writer, lines: queue.SimpleQueue[bytes | None], form: LineFormatter) -> None:
+    To set the given one to non-blocking would change it for all processes that share it. A file that is opened again is
+    written from its beginning.
+    """
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return None
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # not Linux, or the pipe belongs to another user
+        return None
+
+
+class _Outlet(QueueHandler):
+    """Formats records as lines, and writes the lines or queues them for the writer. Never blocks.
+
+    *pipe*: see ``_pipe_of``; None if all lines are queued.
+    """
+
+    def __init__(
+        self, writer: _Writer, lines: queue.SimpleQueue[bytes | None], form: LineFormatter, pipe: int | None = None
+    ) -> None:
         super().__init__(lines)
         self.setFormatter(form)
         self._form = form
         self._writer = writer
         self._lines = lines
+        self._pipe = pipe
+        self._turn = threading.RLock()  # a signal's handler may log while its thread does
         self.given = 0  # bytes
         self._refused = 0  # lines
         writer.outlet = self
@@ -203,25 +243,30 @@ class _Outlet(QueueHandler):
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
     def write_info(self, name: str, message: str, fields: dict[str, object]) -> None:
-        """Queue a line of the logger *name* without a record. Never raises, as ``logging`` does not."""
+        """Write or queue a line of the logger *name* without a record. Never raises, as ``logging`` does not."""
         try:
             line = self._form.line(time.time(), "info", name, message, fields)
         except Exception:  # see ``handleError``
             self._refused += 1
             return
-        self.acquire()
-        try:
-            self.enqueue((line + "\n").encode(errors="backslashreplace"))
-        finally:
-            self.release()
+        self.enqueue((line + "\n").encode(errors="backslashreplace"))
 
     def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # see ``prepare``
-        """See ``QueueHandler``."""
-        if self.given - self._writer.taken + len(line) > MAX_PENDING:
-            self._refused += 1
-            return
-        self.given += len(line)
-        self._lines.put_nowait(line)
+        """See ``QueueHandler``. The line is written at once if it is the next one, and the pipe takes it whole."""
+        with self._turn:
+            waiting = self.given - self._writer.taken
+            if self._pipe is not None and not waiting and self._writer.said == self.dropped and len(line) <= PIPE_BUF:
+                try:
+                    write(self._pipe, line)
+                except OSError:  # the pipe is full, or its reader has gone: that is for the thread
+                    pass
+                else:
+                    return
+            if waiting + len(line) > MAX_PENDING:
+                self._refused += 1
+                return
+            self.given += len(line)
+            self._lines.put_nowait(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in ``logging``
         """Count a record that could not be formatted. The default writes to ``sys.stderr``, which may block."""
@@ -295,7 +340,8 @@ def install(form: str, level: str, *, worker: int | None = None) -> None:
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = _Writer(lines, sys.stderr.fileno())
     always: dict[str, object] = {"worker": worker} if worker is not None else {}
-    outlet = _Outlet(writer, lines, HumanFormatter(**always) if human else JsonFormatter(**always))
+    form_with = HumanFormatter(**always) if human else JsonFormatter(**always)
+    outlet = _Outlet(writer, lines, form_with, _pipe_of(sys.stderr.fileno()))
     _outlets[:] = [(outlet, writer)]
     writer.start()
     root = logging.getLogger()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import queue
+import select
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
@@ -120,11 +125,94 @@ def test_a_field_is_bounded() -> None:
         assert "too-long" in text
 
 
-def outlet(descriptor: int) -> tuple[logs._Outlet, logs._Writer]:
-    """An outlet that is not started, so nothing takes its lines."""
+def outlet(descriptor: int, pipe: int | None = None) -> tuple[logs._Outlet, logs._Writer]:
+    """An outlet that is not started, so nothing takes the lines that it queues."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     writer = logs._Writer(lines, descriptor)
-    return logs._Outlet(writer, lines, JsonFormatter()), writer
+    return logs._Outlet(writer, lines, JsonFormatter(), pipe), writer
+
+
+@pytest.fixture
+def log() -> Iterator[tuple[int, logs._Outlet, logs._Writer]]:
+    """A pipe's end for reading, and an outlet that writes to the pipe."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BUF)  # the smallest pipe
+    pipe = logs._pipe_of(writing)
+    assert pipe is not None
+    given, writer = outlet(writing, pipe)
+    yield reading, given, writer
+    for descriptor in (reading, writing, pipe):
+        os.close(descriptor)
+
+
+def numbers(data: bytes) -> list[int]:
+    """The numbers of the lines."""
+    return [json.loads(line)["number"] for line in data.splitlines()]
+
+
+def test_a_line_is_written_at_once(log: tuple[int, logs._Outlet, logs._Writer]) -> None:
+    """A line is in the pipe when the logger returns: without the thread, and whatever ends the process then."""
+    reading, given, _writer = log
+    for number in range(3):
+        given.handle(record("a line", number=number))
+
+    assert numbers(os.read(reading, PIPE_BUF)) == [0, 1, 2]
+    assert given.given == 0
+
+
+def test_lines_stay_in_order_when_the_pipe_is_full(log: tuple[int, logs._Outlet, logs._Writer]) -> None:
+    """Lines that do not fit in the pipe wait for the thread, and further lines behind them. Then lines are written at
+    once again.
+    """
+    reading, given, writer = log
+    for number in range(100):
+        given.handle(record("a line", number=number))
+    written = os.read(reading, PIPE_BUF)
+    fitted = len(numbers(written))
+    given.handle(record("a line", number=100))
+    assert not select.select([reading], [], [], 0)[0]  # although there is room: it is not its turn
+    writer.start()
+    while written.count(b"\n") <= 100:
+        written += os.read(reading, PIPE_BUF)
+    writer.stop()
+    given.handle(record("a line", number=101))
+    written += os.read(reading, PIPE_BUF)
+
+    assert 0 < fitted < 100
+    assert numbers(written) == list(range(102))
+    assert 0 < given.given == writer.taken < len(written)
+
+
+def test_a_long_line_waits_for_the_thread(log: tuple[int, logs._Outlet, logs._Writer]) -> None:
+    """The system may divide a line that is longer than PIPE_BUF: the thread writes it, and what comes after it."""
+    _reading, given, _writer = log
+    given.handle(record("a line", number=0, range="x" * PIPE_BUF))
+    given.handle(record("a line", number=1))
+
+    assert [numbers(given._lines.get_nowait() or b"") for _ in range(2)] == [[0], [1]]
+
+
+def test_dropped_lines_are_reported_before_further_lines(log: tuple[int, logs._Outlet, logs._Writer]) -> None:
+    """The thread writes the report, so a line waits for the thread while drops are not reported."""
+    reading, given, writer = log
+    broken = record("a %s line")
+    broken.args = (1, 2)
+    given.handle(broken)
+    given.handle(record("a line", number=1))
+    assert not select.select([reading], [], [], 0)[0]
+    writer.start()
+    writer.stop()
+    given.handle(record("a line", number=2))
+    first, report, second = map(json.loads, os.read(reading, PIPE_BUF).splitlines())
+
+    assert (first["number"], report["lines"], second["number"]) == (1, 1, 2)
+
+
+def test_only_pipes_are_written_at_once(tmp_path: Path) -> None:
+    """A file that is opened again would be written from its beginning."""
+    with (tmp_path / "log").open("wb") as file:
+        assert logs._pipe_of(file.fileno()) is None
+    assert logs._pipe_of(-1) is None
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

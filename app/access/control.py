@@ -69,6 +69,7 @@ class AccessControl:
     ) -> None:
         self._fence = tuple(fence)
         self._bearer = bearer
+        self.wall = bearer.wall  # returns the wall clock's seconds, with which expiries are compared
         self._proxy = proxy
         self._policy = policy
         self.guarded = guarded
@@ -363,10 +364,6 @@ class AccessControl:
             return None
         expires = session.expires if found.expires is None else min(session.expires, found.expires)
         return replace(found, expires=expires, leeway=0.0, session=session)
-
-    def wall(self) -> float:
-        """Return the wall clock's seconds, with which expiries are compared."""
-        return self._bearer.wall()
 
     # --- files --------------------------------------------------------------------------------------------------------
 

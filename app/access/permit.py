@@ -97,8 +97,9 @@ class Permit:
             ForbiddenError: the credentials are still good, and no longer permit the read.
             ScopeChangedError: the permit holds for a part of the ranges.
         """
-        over = self.generation != self.rules.generation or self.identity.expired(self.rules.wall())
-        outcome = self.renewed() if over else self
+        if self.generation == self.rules.generation and not self.identity.expired(self.rules.wall()):
+            return
+        outcome = self.renewed()
         if isinstance(outcome, Permit):
             return
         identity = self.rules.current(self.identity)

@@ -300,6 +300,23 @@ async def test_a_stalled_reader_stops_nothing() -> None:
     assert len(refused) + dropped == 400
 
 
+async def test_a_killed_gateway_has_written_its_log() -> None:
+    """What was logged before a SIGKILL, as the kernel sends it when memory runs out, is not lost."""
+    reading, writing = os.pipe()
+    async with quiet_gateway(writing) as (process, http):
+        os.close(writing)
+        line = Line(http.base_url.port or 0)
+        asked = await line.ask("/v1/watch?prefix=/svc/")
+        process.kill()
+        await process.wait()
+        await line.close()
+    lines: list[dict[str, object]] = []
+    read_log(reading, lines)
+
+    assert asked.status == 503
+    assert [one["range"] for one in lines if one["message"] == "refused"] == ["prefix=/svc/"]
+
+
 async def test_a_reader_that_stalls_for_good() -> None:
     """If nobody ever reads the log, the process still ends, with status 0."""
     reading, writing = os.pipe()
@@ -347,9 +364,7 @@ async def test_a_log_that_does_not_block() -> None:
 
 
 def test_what_python_prints_by_itself_is_logged() -> None:
-    """Warnings, and exceptions that Python cannot raise to a caller, become lines of the log, written by the thread
-    that may block.
-    """
+    """Warnings, and exceptions that Python cannot raise to a caller, become lines of the log, which never blocks."""
     program = """
 import warnings
 from app import logs

@@ -38,7 +38,7 @@ UNPROVEN_SOON = {"GATEWAY_SYNC_TIMEOUT": "1s"}
 class GatewayProcess:
     """``python -m app serve`` on a free port.
 
-    A thread of the gateway writes the lines of its log some time after what they report, 10 ms on an idle machine.
+    The lines of its log come some time after what they report: 10 ms on an idle machine, if a thread writes them.
     ``lines`` is the whole log, after the end; a test that needs a line before waits for it.
     """
 
