@@ -73,8 +73,8 @@ class HubUpstream(GatewayUpstream):
         return self._hub.heard_at
 
     def reach(self, most: int) -> int:
-        """See ``app.ports.Etcd``: nine tenths, because the tip of the hub may be ahead."""
-        return super().reach(int(most * 0.9))
+        """See ``app.ports.Etcd``: nine tenths of what the hub reads, because the tip of the hub may be ahead."""
+        return int(most * 0.9 ** ((self.tier or 0) + 1))
 
     async def _read(self, query: str) -> Answer:
         """Return the hub's answer. The hub cuts one short only if its feeds need the memory, or when it ends."""
