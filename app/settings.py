@@ -232,7 +232,7 @@ class Settings(BaseSettings):
         100, ge=1, description="streams closed per second at shutdown; more if the window is too short"
     )
     drain_timeout: Seconds = Field(
-        10.0, ge=0, description="after the window, how long the gateway waits for the last streams to end"
+        10.0, ge=0, description="after the last close, how long the gateway waits for the last streams to end"
     )
     epoch: Text = Field("", max_length=64, description="part of every cursor; change it after restoring an etcd backup")
     instance: Text = Field(

@@ -220,7 +220,7 @@ _ETCD: dict[str, Schema] = {
     "endpoint": TEXT,
     "state": {"type": "string", "enum": ["connecting", "ready", "down"]},
     "since": TIME,
-    "reason": described(TEXT, "Absent if the state is `ready`."),
+    "reason": described(TEXT, "Absent if the state is `ready`, but at an edge whose upstream has lost etcd."),
 }
 _TROUBLE = {"trouble": described(TEXT, "Why it is not so, if that is known.")}
 _FOLLOWED: dict[str, Schema] = {
