@@ -228,7 +228,6 @@ class _Outlet(QueueHandler):
         self._writer = writer
         self._lines = lines
         self._pipe = pipe
-        self._turn = threading.RLock()  # a signal's handler may log while its thread does
         self.given = 0  # bytes
         self._refused = 0  # lines
         writer.outlet = self
@@ -253,7 +252,10 @@ class _Outlet(QueueHandler):
 
     def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # see ``prepare``
         """See ``QueueHandler``. The line is written at once if it is the next one, and the pipe takes it whole."""
-        with self._turn:
+        # Not a lock of its own: ``handle`` would take it after the handler's, and a finalizer that logs within this
+        # function would take the handler's after it, so that two threads could wait for each other.
+        assert self.lock is not None
+        with self.lock:
             waiting = self.given - self._writer.taken
             if self._pipe is not None and not waiting and self._writer.said == self.dropped and len(line) <= PIPE_BUF:
                 try:

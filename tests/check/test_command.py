@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from aetcd import rpc
 
@@ -25,7 +26,7 @@ from tests.support.connections import serving
 from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
 from tests.support.gateway import QUICK, UNPROVEN_SOON, GatewayProcess, environment, gateway, run, start
 from tests.support.leaks import LEAKS
-from tests.support.metrics import etcd_metric
+from tests.support.metrics import etcd_metric, gateway_metric
 from tests.support.streams import watch
 from tests.support.waiting import HANG, eventually
 
@@ -129,10 +130,20 @@ async def test_a_pinned_range(etcd: EmbeddedEtcd, prefix: str) -> None:
     """A pin's watch stays after its streams: that is not a leak."""
 
     async def history_read() -> bool:
-        live = any(line["message"] == "feed live" for line in server.lines_so_far)
-        return live and await etcd_metric(etcd.endpoint, "etcd_debugging_mvcc_watcher_total") == 1
+        """It begins when the feed becomes live, and has a watch and a stream of its own."""
+        if await gateway_metric(http, "etcd_history_watchers"):
+            return False
+        held = [
+            await etcd_metric(etcd.endpoint, f"etcd_debugging_mvcc_{name}_total")
+            for name in ("watch_stream", "watcher")
+        ]
+        return held == [1, 1]
 
-    async with gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/svc/", **UNPROVEN_SOON}) as server:
+    async with (
+        gateway(etcd.endpoint, settings={"GATEWAY_PIN": "/svc/", **UNPROVEN_SOON}) as server,
+        httpx.AsyncClient(base_url=server.base) as http,
+    ):
+        await server.logged("feed live")
         await eventually(history_read)
         status, output = await check("--url", server.base, "--streams", "8", "--rounds", "2", prefix=prefix)
 
