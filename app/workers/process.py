@@ -71,7 +71,7 @@ class WorkerProcess:
         self._link: Link
         self._sender: ConnectionSender
         self._admissions: Admissions
-        self.ended: asyncio.Task[int]
+        self._ended: asyncio.Task[int]
         self._released = False  # its process has ended
 
     async def start(
@@ -105,9 +105,16 @@ class WorkerProcess:
             their_link.close()
             their_passed.close()
         self._sender = ConnectionSender(passed, self._clock)
-        self._link = await Link.open(link, self._take, self.ready.set)
+        try:
+            self._link = await Link.open(link, self._take, self.ready.set)
+        except BaseException:  # a signal has interrupted the start, and nobody else knows the process yet
+            self._process.kill()
+            self._process.communicate()
+            link.close()
+            self._sender.close()
+            raise
         self._admissions = Admissions(self._registry, self._link, self._others.expire)
-        self.ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
+        self._ended = spawn(self._await_end(), name=f"worker {self.number}", died=lambda _error: None)
         self._link.send(
             "settings",
             settings=settings,
@@ -121,6 +128,13 @@ class WorkerProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    async def until_ended(self) -> int:
+        """Wait until the process has ended, and its log was passed on. Return the exit status.
+
+        Many wait for this, and one who is cancelled must not end the wait of the others.
+        """
+        return await asyncio.shield(self._ended)
 
     async def _await_end(self) -> int:
         """Pass its log on to its end. Return the exit status."""

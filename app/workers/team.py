@@ -129,7 +129,7 @@ class Team:
             await worker.ready.wait()
             if worker.serving:
                 return
-            status = await worker.ended
+            status = await worker.until_ended()
             self._depart(worker, status)
             if status > 0:
                 raise BrokenGatewayError(f"worker {number} has ended at its start; the log says why")
@@ -151,7 +151,7 @@ class Team:
         while not self._stopping:
             began = self._clock()
             worker = self._members[number]
-            self._depart(worker, await worker.ended)
+            self._depart(worker, await worker.until_ended())
             while not self._stopping and self._members[number] is worker:
                 failures = 0 if self._clock() - began > self._backoff.cap else failures + 1
                 await asyncio.sleep(self._backoff.delay(failures, self._draw()))
@@ -237,7 +237,7 @@ class Team:
 
     async def until_ended(self) -> None:
         """Wait until all processes have ended."""
-        await asyncio.gather(*(worker.ended for worker in self._members.values()))
+        await asyncio.gather(*(worker.until_ended() for worker in self._members.values()))
 
     async def aclose(self) -> None:
         """Kill what has not ended, and release everything."""

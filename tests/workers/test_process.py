@@ -21,7 +21,7 @@ from app.workers.admissions import Admissions
 from app.workers.descriptor_passing import ConnectionSender
 from app.workers.link import LAST_REPORT, Link, Message
 from app.workers.process import SILENCE, START_SILENCE, WorkerProcess
-from tests.support.waiting import soon
+from tests.support.waiting import HANG, soon
 from tests.watch.world import World
 
 REPORT = Report({"feeds": []}, [])
@@ -226,3 +226,41 @@ async def test_a_worker_imports_from_where_the_hub_does(monkeypatch: pytest.Monk
     ((words, environment),) = given
     assert "-P" in words[: words.index("-m")]
     assert environment["PYTHONPATH"].split(os.pathsep) == sys.path
+
+
+async def test_who_waits_for_the_end_may_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own end cancels those who wait, and then waits itself. It found a cancelled task, and raised that."""
+    async with scene(monkeypatch) as found:
+        over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def end() -> int:
+            return await over
+
+        found.worker._ended = asyncio.create_task(end())
+        first, second = (asyncio.create_task(found.worker.until_ended()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        over.set_result(3)
+        assert await second == await found.worker.until_ended() == 3
+        assert first.cancelled()
+
+
+@pytest.mark.process
+async def test_an_interrupted_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else knows a process whose start was cancelled."""
+
+    async def never(*_arguments: object) -> Link:
+        opening.set()
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # never done
+
+    opening = asyncio.Event()
+    monkeypatch.setattr(Link, "open", never)
+    worker = Scene().worker
+    starting = asyncio.create_task(worker.start({}, "", dict, {}))
+    async with asyncio.timeout(HANG):
+        await opening.wait()
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert worker._process.returncode == -signal.SIGKILL
