@@ -27,7 +27,7 @@ UNHEARD = {
     "etcd/upstream.py": "in a TaskGroup, which ends the upstream when a task fails",
     "etcd/stream.py": "their end ends the stream, and the stream notifies its watches",
     "shared_reads.py": "the callers that wait for it get its exception",
-    "tier/dial.py": "awaited in the function that creates them; what comes too late is closed",
+    "dial.py": "awaited in the function that creates them; what comes too late is closed",
     "watch/fresh_snapshots.py": "the read: the callers that wait for it get its exception",
 }
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import h11
 
 from .. import __version__
+from ..dial import connect
 
 
 class FetchError(Exception):
@@ -44,7 +45,7 @@ async def _get(url: str, most: int) -> bytes:
     secure = parts.scheme == "https"
     # Reading the CAs takes 20 ms.
     tls = await asyncio.to_thread(ssl.create_default_context) if secure else None
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if secure else 80), ssl=tls)
+    reader, writer = await connect(parts.hostname or "", parts.port or (443 if secure else 80), tls)
     try:
         http = h11.Connection(h11.CLIENT)
         request = h11.Request(

@@ -24,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 
 from .. import __version__
+from ..dial import connect
 from ..settings import SettingsError
 from .verdict import GRACE
 
@@ -168,7 +169,7 @@ class Connection:
         parts = split(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         async with asyncio.timeout(self._timeout):
-            self._reader, self._writer = await asyncio.open_connection(parts.hostname, port, ssl=self._tls)
+            self._reader, self._writer = await connect(parts.hostname or "", port, self._tls)
         name = self._writer.get_extra_info("sockname")
         self.address = f"{name[0]}:{name[1]}"
         if (tls := self._writer.get_extra_info("ssl_object")) is not None:

@@ -19,8 +19,9 @@ from typing import Any
 import h11
 import httpx
 
+from ..dial import Streams
 from ..ports import Clock
-from .dial import Dial, Streams
+from .dial import Dial
 
 # Bytes that are read at a time.
 PIECE = 64 * 1024

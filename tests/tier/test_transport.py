@@ -11,7 +11,8 @@ import httpx
 import pytest
 import uvloop
 
-from app.tier.dial import Streams, unix
+from app.dial import Streams
+from app.tier.dial import unix
 from app.tier.transport import StreamTransport
 from tests.support.connections import serving_at
 from tests.support.waiting import soon
