@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from app.signals import STOP, Signals
+from app.signals import STOP, Signals, has_terminal
 
 NUMBERS = (*STOP, signal.SIGHUP)
 
@@ -99,3 +100,14 @@ def test_before_anybody_listens_a_stop_ends_the_process(monkeypatch: pytest.Monk
     os.kill(os.getpid(), signal.SIGTERM)
 
     assert ended == [0]
+
+
+@pytest.mark.parametrize(("number", "there"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.ENXIO, False)])
+def test_a_terminal_that_cannot_be_looked_for(number: int, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway without a free descriptor must not stop at a SIGHUP. ENXIO: the process has no terminal."""
+
+    def open_(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", open_)
+    assert has_terminal() is there

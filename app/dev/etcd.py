@@ -342,7 +342,10 @@ class EmbeddedEtcd:
         return self._scratch
 
     async def _spawn(self) -> None:
-        self._child = Child([str(self.binary), *self._flags()], self.log_file, self._folder)
+        try:
+            self._child = Child([str(self.binary), *self._flags()], self.log_file, self._folder)
+        except OSError as error:
+            raise EtcdFailedError(f"cannot start etcd: {error.strerror or error}") from None
         self._pid = await self._child.pid()
         if self._pid is None:
             raise self._failure("its watchdog failed")

@@ -11,6 +11,7 @@ import grpc
 from aetcd import rpc
 
 from ..etcd.grpc_channels import OPTIONS
+from .etcd import EtcdFailedError
 
 # Seconds between two changes.
 PACE = 1.0
@@ -21,11 +22,18 @@ ZONES = ("a", "b", "c")
 
 @contextlib.asynccontextmanager
 async def sample(endpoint: str, pace: float = PACE) -> AsyncIterator[None]:
-    """Write the registry, and change it every *pace* seconds until the context ends."""
+    """Write the registry, and change it every *pace* seconds until the context ends.
+
+    Raises:
+        EtcdFailedError: etcd does not take the registry.
+    """
     async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), options=OPTIONS) as channel:
         kv = rpc.KVStub(channel)
-        for service, zone in itertools.product(SERVICES, ZONES):
-            await _write(kv, {_key(service, zone): _value(service, zone, 0)})
+        try:
+            for service, zone in itertools.product(SERVICES, ZONES):
+                await _write(kv, {_key(service, zone): _value(service, zone, 0)})
+        except rpc.AioRpcError as error:
+            raise EtcdFailedError(f"etcd does not take the sample data: {error.details()}") from None
         task = asyncio.create_task(_change(kv, pace), name="sample")
         try:
             yield

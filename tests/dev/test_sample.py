@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from app.dev.etcd import EtcdFailedError
 from app.dev.sample import SERVICES, ZONES, change, sample
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
@@ -39,3 +40,10 @@ async def test_it_is_there_and_changes(etcd: EmbeddedEtcd, kv: EtcdClient) -> No
     assert len(state) == len(SERVICES) * len(ZONES)
     assert (await kv.state("/svc/"))[0] == last
     assert [task for task in asyncio.all_tasks() if task.get_name() == "sample"] == []
+
+
+async def test_an_etcd_that_has_gone() -> None:
+    """``dev`` says so, without a traceback."""
+    with pytest.raises(EtcdFailedError, match="does not take the sample data"):
+        async with sample("http://127.0.0.1:1"):
+            raise AssertionError("nothing is there")
