@@ -35,14 +35,14 @@ class Recheck:
         if self._pass is not None:
             self._pass.stop()
         # The outcomes are those of this pass: equal permits have the same outcome.
-        self._pass = Slices(self._registry.subscribers(), partial(_check, {}), self._clock)
+        self._pass = Slices(self._registry.readers(), partial(_check, {}), self._clock)
 
     def end_session(self, session: str) -> None:
         """Close the streams that a browser's session has opened. Finding them among 20,000 streams takes 1 ms.
 
         In slices, too: each close costs the stream's last event, and lines in two logs.
         """
-        found = self._registry.subscribers()
+        found = self._registry.readers()
         Slices((one for one in found if one.permit is not None and one.permit.session == session), _revoke, self._clock)
 
 

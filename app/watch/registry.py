@@ -63,6 +63,7 @@ class Registry(AlwaysTrue):
         self.channels = Channels(etcd, limits, pins, owner=self, budget=budget, clock=clock, draw=draw)
         self.feeds = self.channels.feeds
         self._subscribers: dict[Ranges, dict[Subscriber, None]] = {}  # those of each channel that has any
+        self._leaving: dict[Subscriber, None] = {}  # those whose channel has failed, until they are released
         self._total = 0
         self._admitted: Counter[Ranges] = Counter()  # at the hub: the workers' streams of each selection
         self._on_release = self._release  # one bound method for all subscribers: each one is 64 bytes
@@ -205,6 +206,7 @@ class Registry(AlwaysTrue):
             self.quotas.release(subscriber.caller, self._wanted(ranges, subscriber.channel.watched))
         members = self._subscribers.get(ranges)
         if members is None or subscriber not in members:
+            self._leaving.pop(subscriber, None)
             return  # the channel has failed, and its subscribers were removed with it
         del members[subscriber]
         if not members:
@@ -219,7 +221,9 @@ class Registry(AlwaysTrue):
 
     def channel_failed(self, ranges: Ranges, reason: CloseReason) -> None:
         """See ``ChannelsOwner``."""
-        for subscriber in self._subscribers.pop(ranges, ()):
+        members = self._subscribers.pop(ranges, {})
+        self._leaving |= members
+        for subscriber in members:
             subscriber.close(reason)
 
     def view_reclaimed(self, ranges: Ranges) -> None:
@@ -255,6 +259,7 @@ class Registry(AlwaysTrue):
         self.drain()
         self.close_all()
         self._subscribers.clear()
+        self._leaving.clear()
         await self.channels.aclose()
 
     # --- inspection --------------------------------------------------------------------------------------------------
@@ -268,6 +273,10 @@ class Registry(AlwaysTrue):
         if ranges is not None:
             return list(self._subscribers.get(ranges, ()))
         return [subscriber for members in self._subscribers.values() for subscriber in members]
+
+    def readers(self) -> list[Subscriber]:
+        """Return all who may still be sent values: ``subscribers``, and those who leave a channel that has failed."""
+        return [*self.subscribers(), *self._leaving]
 
     def statistics(self, only: Ranges | None = None) -> RegistryStatistics:
         """Return what the registry holds now. *only*: of the feeds, just those of this channel."""

@@ -273,8 +273,9 @@ async def test_a_client_that_does_not_read_does_not_stay(world: World, fake: Fak
     assert client.sent[-1]["more_body"], "the body has no end"
 
 
+@pytest.mark.parametrize("reason", ["drain", "too-large"])
 @pytest.mark.parametrize("denial", ["revoked", "expired"])
-async def test_a_stream_that_ends_for_another_reason(world: World, fake: FakeEtcd, denial: str) -> None:
+async def test_a_stream_that_ends_for_another_reason(world: World, fake: FakeEtcd, denial: str, reason: str) -> None:
     """A client that is slow to take the rest before its ``close`` does not get it after it was denied."""
     reads = asyncio.Event()
 
@@ -286,12 +287,16 @@ async def test_a_stream_that_ends_for_another_reason(world: World, fake: FakeEtc
     client = world.client(send=stuck)
     await client.until("mod_revision")
     fake.put(b"/svc/a", b"after")
-    world.gateway.registry.close_all()
+    registry = world.gateway.registry
+    if reason == "drain":
+        registry.close_all()
+    else:
+        registry.feeds.failed(next(iter(registry.feeds)), "too-large")
     if denial == "revoked":
         await world.list_tokens(other="roles: [reader]")
     else:
         world.wait(120)
-    assert len(world.gateway.registry) == 1
+    assert len(registry) == 1
     world.wait(DENIAL_TIMEOUT)
 
     assert world.gateway.streams.counters.closed == {denial: 1}

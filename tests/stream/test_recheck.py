@@ -14,6 +14,7 @@ from app.ports import Permit
 from app.stream.recheck import Recheck
 from app.stream.slices import LEAST
 from app.watch.subscriber import Subscriber
+from tests.support.feeds import followed
 from tests.support.waiting import eventually
 from tests.watch.world import World
 
@@ -98,6 +99,27 @@ async def test_exactly_the_denied_are_closed() -> None:
     assert asked == ["a", "b", "c"], "equal permits are asked once"
     assert not streams.recheck.running
     await streams.over([*members, unchecked, leaving])
+
+
+@pytest.mark.parametrize("by", ["a change of the rules", "the end of the session"])
+async def test_who_leaves_a_failed_channel_is_denied(by: str) -> None:
+    """A slow client takes the rest of what was read before the failure, so it must be denied like all others."""
+    streams = Streams()
+    denied = streams.subscribe(StubPermit("a", lambda: "revoked", session="a"))
+    kept = streams.subscribe(StubPermit("b", lambda: None, session="b"))
+    gone = streams.subscribe(StubPermit("c", lambda: "revoked", session="a"))
+    streams.world.registry.channels.feeds.failed(followed(denied), "too-large")
+    gone.release()
+    if by == "a change of the rules":
+        streams.recheck.begin()
+    else:
+        streams.recheck.end_session("a")
+
+    assert [one.closing for one in (denied, kept, gone)] == ["revoked", "too-large", "too-large"]
+    registry = streams.world.registry
+    assert (registry.subscribers(), registry.readers()) == ([], [denied, kept])
+    await streams.over([denied, kept])
+    assert registry.readers() == []
 
 
 async def test_a_pass_is_done_in_slices() -> None:

@@ -231,7 +231,7 @@ class World:
 
         await eventually(so)
         assert (len(channels), len(channels._counts), channels._linger_timers) == (0, 0, {})
-        assert (registry._subscribers, registry._admitted) == ({}, {})
+        assert (registry._subscribers, registry._leaving, registry._admitted) == ({}, {}, {})
         assert self.etcd.open == set()
 
 
