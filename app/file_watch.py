@@ -1,5 +1,7 @@
 """Files that are read again when they change. A file that cannot be used changes nothing, and says so.
 
+Files whose values depend on each other are read together (``poll_together``): one swap of a link may replace them all.
+
 The content counts, not the date: two writes may share a date, and Kubernetes replaces a file of a Secret or a ConfigMap
 by renaming a link to another folder.
 """
@@ -8,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from .event_loop import BESIDE
 from .files import first_bytes
@@ -28,6 +30,10 @@ AGAIN = 240
 
 
 Outcome = Literal["unchanged", "changed", "unusable"]
+
+# What a look has found: a content and its value, which may be put to use; or why there is nothing to put to use, for
+# example because this look is the first to see the content ("moved").
+Found = Outcome | Literal["moved"] | tuple[tuple[bytes, ...], T]
 
 
 class FileError(Exception):
@@ -118,18 +124,21 @@ class WatchedFiles(Generic[T]):
 
     async def run(self) -> None:
         """Look at the files in every ``LOOK`` seconds."""
-        while True:
-            await asyncio.sleep(LOOK)
-            await self.poll()
+        await run_together((self,))
 
     async def look(self) -> Outcome:
         """Read the files now, and use them as soon as they are parsed. For SIGHUP."""
         return await self.poll(at_once=True)
 
     async def poll(self, *, at_once: bool = False) -> Outcome:
-        """Look at the files, and use them if two looks in a row have seen the same change.
+        """Look at the files. See ``poll_together``."""
+        return (await poll_together((self,), at_once=at_once))[0]
 
-        *at_once*: use them anyway. Parse also what could not be used before: a certificate may be valid meanwhile.
+    async def find(self, *, at_once: bool) -> Found[T]:
+        """Read and parse the files, and return what can be put to use. Reads before it first gives way to others.
+
+        *at_once*: also what was not seen before. Parse also what could not be used before: a certificate may be valid
+        meanwhile.
         """
         try:
             data = self._read()
@@ -138,17 +147,32 @@ class WatchedFiles(Generic[T]):
                 return self._recovered()
             if not at_once:
                 if data != seen:
-                    return "unchanged"
+                    return "moved"
                 if self._refused is not None and self._refused[0] == data:
                     self._refused_looks = (self._refused_looks + 1) % AGAIN
                     if self._refused_looks:
                         return self._unusable(self._refused[1])
             # In another thread: 25,000 tokens take 0.4 s, and all streams would wait.
-            value = await BESIDE.call(self._made, data)
+            return data, await BESIDE.call(self._made, data)
         except FileError as error:
             return self._unusable(error)
-        # While this content was parsed, another look may have seen a newer content, or used this one.
-        return self._adopt(data, value) if data == self._seen and data != self._data else "unchanged"
+
+    def adopt(self, found: Found[T]) -> Outcome:
+        """Put to use what ``find`` has found. The listeners are not called yet."""
+        if isinstance(found, str):
+            return "unchanged" if found == "moved" else found
+        data, value = found
+        if data != self._seen or data == self._data:
+            return "unchanged"  # while this was parsed, another look has seen a newer content, or used this one
+        self._recovered()
+        self._data, self.value = data, value
+        logger.info("%s has changed", self._what, extra=self._named())
+        return "changed"
+
+    def tell(self) -> None:
+        """Call the listeners, after ``adopt``."""
+        for listener in self._listeners:
+            listener()
 
     def _read(self) -> tuple[bytes, ...]:
         return tuple(self._content(setting, path) for setting, path in self._files.items())
@@ -171,14 +195,6 @@ class WatchedFiles(Generic[T]):
         except Exception as error:  # a defect of a parser must not end the gateway, nor change who may read
             self._refused = data, FileError(f"cannot be parsed ({type(error).__name__})")
             raise self._refused[1] from None
-
-    def _adopt(self, data: tuple[bytes, ...], value: T) -> Outcome:
-        self._recovered()
-        self._data, self._seen, self.value = data, data, value
-        logger.info("%s has changed", self._what, extra=self._named())
-        for listener in self._listeners:
-            listener()
-        return "changed"
 
     def _recovered(self) -> Outcome:
         if self.trouble:
@@ -218,3 +234,26 @@ class WatchedFile(WatchedFiles[T]):
         read_before: Mapping[str, bytes] | None = None,
     ) -> None:
         super().__init__({setting: path}, parse, most, what, read_before)
+
+
+async def poll_together(files: Sequence[WatchedFiles[Any]], *, at_once: bool = False) -> list[Outcome]:
+    """Look at files, and put to use what can be used: all of it before any listener is called.
+
+    A change is used if two looks in a row have seen the same content of all files: a link may be swapped between the
+    reads of two of them. *at_once*: it is used anyway.
+    """
+    found = await asyncio.gather(*(file.find(at_once=at_once) for file in files))
+    if "moved" in found:
+        found = ["unchanged" if isinstance(one, tuple) else one for one in found]
+    outcomes = [file.adopt(one) for file, one in zip(files, found, strict=True)]
+    for file, outcome in zip(files, outcomes, strict=True):
+        if outcome == "changed":
+            file.tell()
+    return outcomes
+
+
+async def run_together(files: Sequence[WatchedFiles[Any]]) -> None:
+    """Look at files together in every ``LOOK`` seconds. Runs for ever."""
+    while True:
+        await asyncio.sleep(LOOK)
+        await poll_together(files)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.file_watch import AGAIN, FileError, WatchedFile
+from app.file_watch import AGAIN, FileError, WatchedFile, poll_together
 from app.settings import SettingsError
 from tests.support.waiting import HANG
 
@@ -222,3 +222,36 @@ def test_what_cannot_be_used_at_the_start(path: Path, content: bytes | None) -> 
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"GATEWAY_POLICY_FILE (--policy-file): {path}: ") for line in lines)
     assert len(lines) == (2 if content == b"bad" else 1)
+
+
+async def test_files_that_are_replaced_together(tmp_path: Path) -> None:
+    """All are in use before anybody is told, also if a look saw only one of them replaced."""
+    paths = [tmp_path / name for name in ("tokens", "policy")]
+    for path in paths:
+        write(path, "one")
+    files = [watched(path) for path in paths]
+    told: list[list[str]] = []
+    for file in files:
+        file.on_change(lambda: told.append([file.value for file in files]))
+    write(paths[0], "two")
+    assert await poll_together(files) == ["unchanged"] * 2
+    write(paths[1], "two")
+    assert await poll_together(files) == ["unchanged"] * 2
+    assert await poll_together(files) == ["changed"] * 2
+
+    assert told == [["two", "two"]] * 2
+
+
+async def test_a_bad_file_keeps_no_other_from_its_change(tmp_path: Path) -> None:
+    """A policy that does not parse, or that is away, does not keep a token from being removed."""
+    paths = [tmp_path / name for name in ("tokens", "policy")]
+    for path in paths:
+        write(path, "one")
+    files = [watched(path) for path in paths]
+    for bad, number in (("bad", "two"), (None, "three")):
+        write(paths[0], number)
+        write(paths[1], bad)
+        await poll_together(files)
+        assert await poll_together(files) == ["changed", "unusable"]
+
+    assert [file.value for file in files] == ["three", "one"]

@@ -14,7 +14,7 @@ from ..core.errors import BadRequestError, ForbiddenError, IssuerUnavailableErro
 from ..core.keys import KeyRange
 from ..core.query import bounded
 from ..core.selection import MOST_RANGES, Ranges
-from ..file_watch import Outcome, Source, WatchedFile
+from ..file_watch import Outcome, Source, WatchedFile, WatchedFiles, poll_together, run_together
 from .bearer import INSUFFICIENT_SCOPE, INVALID_TOKEN, Bearer, token_in
 from .cookie import cookie_in
 from .identity import ANONYMOUS, STATIC_TOKEN, Identity, Session
@@ -76,6 +76,9 @@ class AccessControl:
         self._min_prefix = min_prefix
         self._sessions = sessions
         self._sources = tuple(sources)
+        # A role may be renamed in several files by one swap: a check between two of them would end streams.
+        self._files = [source for source in sources if isinstance(source, WatchedFiles)]
+        self._others = [source for source in sources if not isinstance(source, WatchedFiles)]
         self._listeners: list[Callable[[], None]] = []
         self._grants: dict[Identity, Grants] = {}
         self._deciding: dict[Asked, str] = {}
@@ -381,8 +384,9 @@ class AccessControl:
 
     async def reload(self) -> dict[str, Outcome]:
         """Read everything now. Return the outcomes, by the names of the settings."""
-        found = await asyncio.gather(*(source.look() for source in self._sources))
-        outcomes = {source.setting: outcome for source, outcome in zip(self._sources, found, strict=True)}
+        outcomes = {source.setting: await source.look() for source in self._others}
+        found = await poll_together(self._files, at_once=True)
+        outcomes |= {file.setting: outcome for file, outcome in zip(self._files, found, strict=True)}
         if self._bearer.token is not None:
             outcomes["token"] = self._bearer.token.look()
         return outcomes
@@ -414,11 +418,10 @@ class AccessControl:
 
     async def run(self) -> None:
         """Read the files again when they change, and fetch the issuer's keys. Runs for ever."""
-        read_again = [source.run for source in self._sources]
+        read_again = [source.run() for source in self._others]
         if self._bearer.token is not None:
-            read_again.append(self._bearer.token.run)
-        await asyncio.gather(*(run() for run in read_again))
-        await asyncio.Event().wait()  # if there is nothing to read
+            read_again.append(self._bearer.token.run())
+        await asyncio.gather(run_together(self._files), *read_again)
 
 
 def _remember(known: dict[Asked, T], asked: Asked, value: T) -> None:

@@ -21,6 +21,7 @@ from app.access.tokens import parse_tokens
 from app.core.errors import BadRequestError, ForbiddenError, GatewayError, UnauthorizedError
 from app.core.keys import KeyRange
 from app.file_watch import WatchedFile
+from tests.support.waiting import soon
 
 PEER = "10.0.0.1"
 SVC, OTHER = KeyRange("prefix", b"/svc/"), KeyRange("prefix", b"/other/")
@@ -301,6 +302,26 @@ async def test_a_reload_changes_what_open_streams_may_read(tmp_path: Path) -> No
     await world.control.reload()
     assert reading() == ["expired", True]
     assert len(changes) == world.control.generation == 5
+
+
+@pytest.mark.parametrize("by", ["looks", "a signal"])
+async def test_files_that_are_replaced_together(tmp_path: Path, by: str) -> None:
+    """A role that is renamed in the tokens file and in the policy ends no stream: nobody sees one change alone."""
+    world = World(tmp_path, policy=POLICY)
+    dash = await world.control.authenticate(encoded(BEARER), PEER)
+    permit = world.control.permit(dash, (SVC,), (SVC,))
+    seen: list[object] = []
+    world.control.on_change(lambda: seen.append(permit.renewed()))
+    world.write(token="dash-token", more="roles: [viewer]")
+    world.policy_path.write_text(POLICY.replace("reader", "viewer"))
+    if by == "a signal":
+        assert await world.control.reload() == {"tokens_file": "changed", "policy_file": "changed"}
+    else:
+        running = asyncio.create_task(world.control.run())
+        await soon(lambda: len(seen) == 2)
+        running.cancel()
+
+    assert [isinstance(one, Permit) for one in seen] == [True, True]
 
 
 async def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:

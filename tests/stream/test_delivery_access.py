@@ -76,8 +76,9 @@ class World:
         self._write()
         file = self.gateway.access._bearer.tokens
         assert file is not None
-        data = file._read()
-        file._adopt(data, file._made(data))
+        data = file._seen = file._read()
+        assert file.adopt((data, file._made(data))) == "changed"
+        file.tell()
 
     async def expire(self, seconds: float) -> None:
         """Let the token of dash expire so many seconds after NOW."""
