@@ -5,7 +5,8 @@ Must live here: for how long work may go on in one turn of the loop. Must not: t
 Theory of operation
     Long work is done in slices, at most one in each turn of the loop. Its part is measured: a slice is SHARE of the
     turn, and the rest is what the loop has done for others since the last slice. So a loop with other work spends most
-    of its time on that, and a loop without other work spends all of its time on the long work.
+    of its time on that, and a loop without other work spends all of its time on the long work. Work that must end soon,
+    and has gone on for long, gets LATE_SHARE.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 
 # The part of a turn of the loop that long work may take.
 SHARE = 0.3
+# Its part if it is late, and the seconds of such a slice at most: the loop may have been busy for a second.
+LATE_SHARE, LATE_MOST = 2 / 3, 0.02
 
 
 class TurnShare:
@@ -34,10 +37,15 @@ class TurnShare:
         self._most = most
         self._ended: float | None = None  # when the last slice ended; None if no work was left
 
-    def begin(self) -> float:
-        """Begin a slice. Return the clock's time at which the slice must end."""
+    def begin(self, *, late: bool = False) -> float:
+        """Begin a slice. Return the clock's time at which the slice must end.
+
+        *late*: the slice is LATE_SHARE of the turn, and LATE_MOST at most.
+        """
         began = self._clock()
         others = began - self._ended if self._ended is not None else 0.0
+        if late:
+            return began + min(max(others * LATE_SHARE / (1 - LATE_SHARE), self._least), LATE_MOST)
         return began + min(max(others * SHARE / (1 - SHARE), self._least), self._most)
 
     def end(self, *, more: bool) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.turn_share import SHARE, TurnShare
+from app.core.turn_share import LATE_MOST, LATE_SHARE, SHARE, TurnShare
 
 LEAST, MOST = 0.0001, 0.0005
 SECONDS = st.floats(min_value=0.0, max_value=0.05)
@@ -19,9 +19,9 @@ class Loop:
         self.now = 100.0
         self._share = TurnShare(lambda: self.now, least=LEAST, most=MOST)
 
-    def slice(self, *, more: bool = True) -> float:
+    def slice(self, *, more: bool = True, late: bool = False) -> float:
         """Do a slice, and return its seconds."""
-        began, self.now = self.now, self._share.begin()
+        began, self.now = self.now, self._share.begin(late=late)
         self._share.end(more=more)
         return self.now - began
 
@@ -35,6 +35,17 @@ def test_a_slice_is_a_share_of_its_turn(others: list[float]) -> None:
         loop.now += seconds
         took = loop.slice()
         assert took == pytest.approx(min(max(LEAST, SHARE * (seconds + took)), MOST), abs=1e-9)
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=30))
+def test_a_late_slice_is_a_larger_share(others: list[float]) -> None:
+    """Work that is late takes LATE_SHARE of each turn: at least LEAST, at most LATE_MOST."""
+    loop = Loop()
+    loop.slice()
+    for seconds in others:
+        loop.now += seconds
+        took = loop.slice(late=True)
+        assert took == pytest.approx(min(max(LEAST, LATE_SHARE * (seconds + took)), LATE_MOST), abs=1e-9)
 
 
 def test_time_without_work_counts_for_nobody() -> None:
