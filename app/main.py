@@ -95,7 +95,7 @@ def create_admin_app(gateway: Gateway, feeds: FeedsEndpoint, health: HealthEndpo
     _add_admin_routes(app, gateway, feeds, health)
     app.add_middleware(GatewayHeaders, gateway=gateway)
     if gateway.access.guarded:
-        app.add_middleware(AuditLog, access=gateway.access)
+        app.add_middleware(AuditLog, access=gateway.access, is_open=not gateway.access.has_static_token)
     return app
 
 

@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..access import audit
 from ..access.control import AccessControl
 from ..access.identity import Identity
+from ..core.errors import TransientError
 from ..core.keys import KeyRange, Kind
 from ..core.selection import MOST_RANGES
-from .requests import IDENTITY, PERMITTED, address_of
+from .requests import IDENTITY, PERMITTED, REFUSED, address_of
 
 # Paths that probes and scrapers ask for every few seconds, and pages that hold no data.
 UNLOGGED = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json", "/.well-known/oauth-protected-resource"})
@@ -30,11 +31,15 @@ _OF_KEYS = frozenset({b"keys_only=1", b"keys_only=true", b"count_only=1", b"coun
 
 
 class AuditLog:
-    """Middleware, around all other middleware but the bypasses of streams."""
+    """Middleware, around all other middleware but the bypasses of streams.
 
-    def __init__(self, app: ASGIApp, access: AccessControl) -> None:
+    *is_open*: the app's endpoints look at no credentials (``check_operator``).
+    """
+
+    def __init__(self, app: ASGIApp, access: AccessControl, *, is_open: bool = False) -> None:
         self._app = app
         self._access = access
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and write the line when the head of the response is sent."""
@@ -48,7 +53,7 @@ class AuditLog:
         async def noted(message: Message) -> None:
             # A HEAD of a stream gets the head of a stream, and no stream writes lines of its own.
             begins = message["type"] == "http.response.start"
-            if begins and not (scope["method"] == "GET" and _is_stream(message)):
+            if begins and (REFUSED in scope or not (scope["method"] == "GET" and _is_stream(message))):
                 self._write(Request(scope), message["status"], time.perf_counter() - began)
             await send(message)
 
@@ -58,11 +63,13 @@ class AuditLog:
         identity: Identity | None = request.scope.get(IDENTITY)
         raw = request.scope["query_string"]
         ranges = request.scope.get(PERMITTED) or ranges_in(raw)
+        refusal: TransientError | None = request.scope.get(REFUSED)
+        meant = status if refusal is None else refusal.status  # an EventSource would give up after another one than 200
         # Without an identity an endpoint has not accepted the credentials, whatever the status is.
-        unknown = identity is None and status not in _NO_ENDPOINT
-        refused = status in REFUSALS or (unknown and status >= 400)
-        decision: audit.Decision = "refused" if refused else "permitted" if status < 400 else "failed"
-        if unknown or status == 401:  # 401 with an identity: the credentials have ended meanwhile
+        unknown = identity is None and meant not in _NO_ENDPOINT and not self._is_open
+        refused = meant in REFUSALS or (unknown and meant >= 400)
+        decision: audit.Decision = "refused" if refused else "permitted" if meant < 400 else "failed"
+        if refused and (unknown or meant == 401):  # 401 with an identity: the credentials have ended meanwhile
             rule = "credentials"
         elif identity is None or refused or not ranges:
             rule = ""
@@ -78,6 +85,7 @@ class AuditLog:
             path=request.url.path,
             status=status,
             seconds=round(seconds, 3),
+            **({} if refusal is None else {"code": refusal.code}),
         )
 
 

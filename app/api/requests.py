@@ -32,6 +32,8 @@ MAX_ADDRESS = 80
 IDENTITY = "etcd_watch_gateway.identity"
 # The key under which it finds the ranges that are left of a request with ``scope=permitted``.
 PERMITTED = "etcd_watch_gateway.permitted"
+# The key under which it finds the TransientError with which a stream was refused, but in the stream, with status 200.
+REFUSED = "etcd_watch_gateway.refused"
 # The key of the scope under which the outcome of ``once_per_request`` is kept.
 _OUTCOME = "etcd_watch_gateway.outcome"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

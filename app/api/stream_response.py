@@ -23,6 +23,7 @@ from ..stream.sink import GONE, STUCK, FastSink, make_sink
 from ..stream.streams import Streams
 from ..watch.subscriber import Subscriber
 from .problems import problem
+from .requests import REFUSED
 from .watch_request import WatchRequest
 
 logger = logging.getLogger("gateway.stream")
@@ -107,6 +108,7 @@ class StreamResponse(EventSourceResponse):
                 retry_after = self._streams.retry_ms(error.retry_factor) / 1000
                 await problem(error, retry_after=retry_after)(scope, receive, send)
                 return
+            scope[REFUSED] = error
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -126,6 +128,7 @@ class StreamResponse(EventSourceResponse):
         if not self._asked.holdable:
             await problem(error, retry_after=retry_ms / 1000)(scope, receive, send)
             return
+        scope[REFUSED] = error
         async with Connection(scope, receive, send, streams.settings.send_timeout) as connection:
             await connection.start(self.status_code, self.raw_headers)
             await connection.send(greeting(self._asked.form, streams.instance, retry_ms))

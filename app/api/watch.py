@@ -16,6 +16,7 @@ from ..core.negotiation import format_of, names_event_stream
 from ..core.selection import Selection
 from ..gateway import Gateway
 from .requests import (
+    PERMITTED,
     address_of,
     caller_of,
     coding_for,
@@ -81,7 +82,7 @@ class WatchEndpoint:
         access = self._gateway.access
         permit = None
         if permitted_only:
-            ranges = access.permitted(identity, asked, keys_only=keys_only)
+            ranges = request.scope[PERMITTED] = access.permitted(identity, asked, keys_only=keys_only)
             if access.may_end(identity):
                 permit = access.permit(identity, asked, ranges, keys_only=keys_only, permitted_only=True)
         elif access.may_end(identity):

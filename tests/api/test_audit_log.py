@@ -21,6 +21,7 @@ from app.main import create_app
 from app.settings import load
 from tests.support.asgi_client import Client, released, synced
 from tests.support.fake_etcd import FakeEtcd
+from tests.support.waiting import HANG
 
 POLICY = "roles: {reader: {read: [/svc/], keys_only: [/audit/]}, operator: {}}"
 TOKEN = "dash-token"
@@ -33,7 +34,7 @@ async def _guarded(fake: FakeEtcd, tmp_path: Path) -> AsyncIterator[Gateway]:
     )
     (tmp_path / "policy").write_text(POLICY)
     files = {"tokens_file": tmp_path / "tokens", "policy_file": tmp_path / "policy"}
-    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, **files}))
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "address_joins": 1, **files}))
     async with gateway.running():
         yield gateway
 
@@ -120,6 +121,54 @@ async def test_a_stream_has_its_own_lines(guarded: Gateway, fake: FakeEtcd, line
     assert [(line["decision"], line["rule"], line["address"]) for line in said(lines)] == [
         ("joined", "reader", "127.0.0.1:1")
     ]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("token", "line"),
+    [
+        ("wrong", ("refused", "unknown", "prefix=/", "credentials", 200, "address-joins")),
+        (TOKEN, ("failed", "token:dash", "prefix=/svc/", "reader", 200, "draining")),
+    ],
+)
+async def test_a_refusal_in_the_stream_has_a_line(
+    guarded: Gateway, lines: pytest.LogCaptureFixture, method: str, token: str, line: tuple[object, ...]
+) -> None:
+    """An EventSource is refused with status 200 and ``close``: the line has what a problem's code would be."""
+    if token == TOKEN:
+        guarded.registry.drain()
+    else:
+        assert guarded.quotas is not None
+        guarded.streams.retry_ms = lambda factor=1: factor  # type: ignore[method-assign]  # held so many ms
+        guarded.quotas.failed("127.0.0.1", guarded.clock() + HANG)
+    headers = [(b"authorization", f"Bearer {token}".encode()), (b"accept", b"text/event-stream")]
+    client = Client(guarded, query=b"prefix=/&scope=permitted", headers=headers, method=method)
+    await client.task
+    (found,) = said(lines)
+
+    assert client.status == found["status"]
+    names = ("decision", "identity", "selection", "rule", "status", "code")
+    assert tuple(found[name] for name in names) == line
+
+
+async def test_the_parts_of_a_head_of_a_stream(guarded: Gateway, lines: pytest.LogCaptureFixture) -> None:
+    """With ``scope=permitted`` the line has the parts that are left, and the role that permits them."""
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    await Client(guarded, query=b"prefix=&scope=permitted", headers=headers, method="HEAD").task
+
+    assert [(one["selection"], one["rule"]) for one in said(lines)] == [("prefix=/svc/", "reader")]
+
+
+async def test_the_port_of_operators_looks_at_no_credentials(guarded: Gateway, lines: pytest.LogCaptureFixture) -> None:
+    """Without a static token, nothing there is decided by credentials."""
+    gateway = Gateway(guarded.settings.model_copy(update={"admin_port": 1}))
+    transport = httpx.ASGITransport(create_app(gateway=gateway).state.admin)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for target in ("/metrics", "/v1/feeds", "/v1/feeds?x=1"):
+            await http.get(target)
+
+    found = [(one["decision"], one["identity"], one["rule"], one["status"]) for one in said(lines)]
+    assert found == [("permitted", "unknown", "", 200)] * 2 + [("failed", "unknown", "", 400)]
 
 
 async def test_without_an_access_mode_the_log_is_off(gateway: Gateway, lines: pytest.LogCaptureFixture) -> None:
