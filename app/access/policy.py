@@ -25,7 +25,8 @@ ROLE_NAME = r"^[A-Za-z0-9._:/@+-]{1,128}$"
 
 _PLACEHOLDER = re.compile(r"\{([^{}%\s]+)\}")
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
-_PATTERN = re.compile(r"(token|proxy):[!-)+-~]*\*?|jwt:\*|jwt:[!\"$-)+-~]+#[^*]*\*?")
+# A token's name is ASCII. A proxy's user is any printable text, without spaces around it, as in a header.
+_PATTERN = re.compile(r"token:[!-)+-~]*\*?|proxy:(?! )[^*]*(\*|(?<! ))|jwt:\*|jwt:[!\"$-)+-~]+#[^*]*\*?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,11 @@ def test_a_key_item() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["token:dash", "token:*", "proxy:team-*", "jwt:*", "jwt:https://id.example#*", "jwt:i#a b", "jwt:i#Zoë"]
+    "pattern",
+    [
+        *("token:dash", "token:*", "proxy:team-*", "proxy:Jane Doe", "proxy:josé", "proxy:Jane *"),
+        *("jwt:*", "jwt:https://id.example#*", "jwt:i#a b", "jwt:i#Zoë"),
+    ],
 )
 def test_patterns(pattern: str) -> None:
     """A pattern names one identity, or all that begin with a text."""
@@ -145,10 +149,14 @@ def test_patterns(pattern: str) -> None:
     [
         *("", "*", "dash", "anonymous", "static-token", "token", "user:a", "token:a*b", "token:**"),
         *("jwt:https://id.example*", "jwt:https://*#alice", "jwt:https://id.example", "jwt:#*", "token:a\n"),
+        *("token:a b", "token:josé", "proxy:a*b", "proxy: a", "proxy:a ", "proxy:a\n", "proxy:a\u202eb"),
     ],
 )
 def test_what_is_not_a_pattern(pattern: str) -> None:
-    """A star in the issuer would also match another issuer; a pattern without a namespace would match any."""
+    """A star in the issuer would also match another issuer; a pattern without a namespace would match any.
+
+    No token's name, and no name that a header can hold, has what is refused here.
+    """
     with pytest.raises(ValueError, match="does not name identities"):
         check_pattern(pattern)
 
