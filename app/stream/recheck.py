@@ -54,14 +54,14 @@ def _check(outcomes: dict[Permit, Permit | CloseReason], subscriber: Subscriber)
     if outcome is None:
         outcome = outcomes[permit] = _renewed(permit)
     if isinstance(outcome, str):
-        subscriber.deny(outcome)
+        subscriber.close(outcome)
     else:
         subscriber.renew(outcome)
 
 
 def _revoke(subscriber: Subscriber) -> None:
     if not subscriber.released:
-        subscriber.deny("revoked")
+        subscriber.close("revoked")
 
 
 def _renewed(permit: Permit) -> Permit | CloseReason:

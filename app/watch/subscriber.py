@@ -79,22 +79,14 @@ class Subscriber:
         )
 
     def close(self, reason: CloseReason) -> None:
-        """Ask the subscriber's stream to end. The stream sends *reason* to the client and ends by itself."""
-        if self.closing is None:
-            self._close(reason)
+        """Ask the subscriber's stream to end. The stream sends *reason* to the client and ends by itself.
 
-    def deny(self, reason: CloseReason) -> None:
-        """As ``close``, because the client may not read on: also if the stream is about to end for another reason.
-
-        What is left to send before that end may be long.
+        The first reason counts, but a denial replaces another one: what is left to send before that end may be long.
         """
-        if self.closing not in DENIALS:
-            self._close(reason)
-
-    def _close(self, reason: CloseReason) -> None:
-        self.closing = reason
-        if self.owner is not None:
-            self.owner.on_close()
+        if self.closing is None or (reason in DENIALS and self.closing not in DENIALS):
+            self.closing = reason
+            if self.owner is not None:
+                self.owner.on_close()
 
     def send_bookmark(self) -> bool:
         """Let the subscriber's stream send a bookmark now. Return whether the bookmark is at the channel's tip."""

@@ -70,6 +70,18 @@ async def test_streams_that_have_not_left_a_failed_channel_keep_no_room_for_it()
     await world.empty()
 
 
+async def test_a_denial_by_etcd_reaches_who_is_leaving() -> None:
+    """A slow client that takes the rest before its ``drain`` may not read on if etcd's roles deny the range."""
+    world = World()
+    leaving = world.subscribe()
+    leaving.close("drain")
+    followed(leaving)._fail("revoked")
+
+    assert leaving.closing == "revoked"
+    leaving.release()
+    await world.empty()
+
+
 async def test_a_quota_is_held_from_the_join_to_the_release() -> None:
     """What is refused holds nothing; a release, or the end of a feed, gives the quota back, once."""
     world = World(linger=0.0)
