@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from etcd_watch_client import Change, Mirror
 from playing import HANG, Gateway, line, put, state
 
@@ -26,6 +27,34 @@ async def test_the_age_of_what_waits_for_a_slow_handler() -> None:
         body.send(state(10, a="1") + put("/c/a", "2", 11) + put("/c/a", "3", 12))
         await mirror.until(lambda found: found.revision == 12, HANG)
     assert ages == [("live", 0), ("live", 40), ("stale", 80)]
+
+
+@pytest.mark.parametrize("sign", ["an event", "a part of an event"])
+async def test_what_waits_while_a_slow_handler_runs(sign: str) -> None:
+    """The stream was not silent, only not read: with the next bytes the mirror is live, and whoever waits learns it."""
+    now, told, gateway = 100.0, [], Gateway()
+    waiting: list[asyncio.Task[None]] = []
+
+    async def handle(change: Change[str, str]) -> None:
+        nonlocal now
+        if change.revision == 11:
+            now += 100
+            waiting.append(asyncio.create_task(mirror.synced(HANG)))
+            await asyncio.sleep(0)  # it begins to wait
+
+    mirror = Mirror(
+        URL, "/c/", on_change=handle, on_state=lambda found: told.append((found.state, found.reason)), transport=gateway
+    )
+    mirror._clock = lambda: now
+    beat = line("bookmark", 11, revision=11, state="live")
+    async with mirror:
+        body = await gateway.stream()
+        body.send(state(10, a="1"), put("/c/a", "2", 11))
+        await mirror.until(lambda found: found.revision == 11 and waiting, HANG)
+        body.send(beat if sign == "an event" else beat[:7])
+        await waiting[0]
+        assert told[-2:] == [("stale", "silent"), ("live", "")]
+        assert len(gateway.requests) == 1
 
 
 async def test_a_state_from_before_a_sleep() -> None:

@@ -344,6 +344,7 @@ class Mirror(Mapping[K, V]):
                             commit = replica.take(message)
                         self._look_back(message)
                         await self._apply(commit)
+                    self._tell_state()  # any bytes end a silence, also if no event is complete
                     waiting = self._clock()
                     if replica.reason != OUT_OF_REACH:
                         fed = waiting
@@ -394,7 +395,7 @@ class Mirror(Mapping[K, V]):
             self._unhandled = False
 
     def _tell_state(self) -> None:
-        told, self._told = self._told, (self._replica.state, self._replica.reason, self._replica.revision)
+        told, self._told = self._told, (self.state, self.reason, self.revision)
         if told != self._told:
             self._ask_waiters()
             if self._on_state is not None:
