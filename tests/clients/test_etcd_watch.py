@@ -244,6 +244,22 @@ async def test_exec_that_fails(server: GatewayProcess, kv: EtcdClient) -> None:
     assert (status, "failed with status 7" in err) == (statuses.COMMAND_FAILED, True)
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, statuses.INTERRUPTED),
+        (signal.SIGTERM, statuses.TERMINATED),
+        (signal.SIGHUP, statuses.TERMINATED),
+    ],
+)
+async def test_exec_ends_with_its_command(server: GatewayProcess, kv: EtcdClient, number: int, status: int) -> None:
+    """Whichever signal ends it. Who reads its output waits for all that has it: also what the shell has started."""
+    await kv.put("/svc/a", "1")
+    process = await start(server.base, "follow", "/svc/", "--exec", "echo begun; sleep 600; :", "-q")
+    assert await line_of(process) == "begun"
+    assert await end(process, number) == (status, "")
+
+
 async def test_a_live_table(server: GatewayProcess, kv: EtcdClient) -> None:
     """On a terminal: keys, values, state, and the screen as it was when the command ends."""
     await kv.put("/svc/a", "first")

@@ -39,7 +39,7 @@ def main(words: list[str]) -> int:
         return answer(words)
     except KeyboardInterrupt:
         return statuses.INTERRUPTED
-    except asyncio.CancelledError:  # SIGTERM
+    except asyncio.CancelledError:  # SIGTERM or SIGHUP
         return statuses.TERMINATED
     except BrokenPipeError:  # `| head` has closed the pipe
         return statuses.BROKEN_PIPE
@@ -93,7 +93,9 @@ async def run(arguments: argparse.Namespace) -> int:
     """Run the command of the arguments. SIGTERM ends it like Ctrl-C does: what is open is closed."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that closes sends SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as below `nohup`
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     prefixes, keys = ranges(arguments)
     token: Token | None = arguments.token
     if arguments.token_file is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +13,7 @@ from . import statuses
 from .statuses import CommandError
 
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_LOOK = 0.05  # seconds between two looks for processes that have not ended
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 
 
@@ -49,7 +52,10 @@ class Runner:
         with tempfile.TemporaryFile() as file:
             file.write(document.encode())
             file.seek(0)
-            process = await asyncio.create_subprocess_exec("sh", "-c", self._command, stdin=file, env=environment)
+            # A session of its own: a signal to its group reaches what the shell starts, and not this process.
+            process = await asyncio.create_subprocess_exec(
+                "sh", "-c", self._command, stdin=file, env=environment, start_new_session=True
+            )
         try:
             await process.wait()
         except BaseException:
@@ -60,12 +66,34 @@ class Runner:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask the command to end, then force it: its change counts as not handled."""
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(_GRACE):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+    """Ask the command, and what it has started, to end, then force them: its change counts as not handled."""
+    if process.returncode is not None:
+        return
+    try:
+        _signal(process.pid, signal.SIGTERM)
+        async with asyncio.timeout(_GRACE):
             await process.wait()
+            while _is_running(process.pid):  # noqa: ASYNC110 - no event tells of what the shell has started
+                await asyncio.sleep(_LOOK)
+    except TimeoutError:
+        pass
+    finally:  # also for who is cancelled again, by a second SIGTERM
+        _signal(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of the group runs. The shell itself must have been waited for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:  # as process 1 of a container, this one inherits what has ended
+            pass
+    return _signal(group, 0)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Send a signal to all processes of a group. Return whether there are any."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # macOS refuses if all have ended, and are not waited for
+        return False
+    return True

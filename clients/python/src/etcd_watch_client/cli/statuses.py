@@ -24,7 +24,7 @@ exit statuses:
   5    the command of --exec failed, with --on-error stop
   6    a file, a folder or standard output cannot be read or written
   124  the time of --timeout is over
-  130, 141, 143   ended by Ctrl-C, by a reader that left, by SIGTERM"""
+  130, 141, 143   ended by Ctrl-C, by a reader that left, by SIGTERM or SIGHUP"""
 
 
 class CommandError(Exception):
