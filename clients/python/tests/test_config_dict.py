@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from etcd_watch_client import ConfigDict, Mirror, RefusedError
-from playing import HANG, Gateway, problem, put, scripted, state
+from playing import HANG, Gateway, delete, problem, put, scripted, state
 
 URL = "http://gateway.test"
 
@@ -253,3 +253,24 @@ def test_readers_never_see_half_a_transaction() -> None:
             assert found["/c/a"] == found["/c/b"]
             if found["/c/a"] == str(10 + number):
                 break
+
+
+def test_a_key_that_is_deleted_while_a_thread_reads_all() -> None:
+    """`items` and `values` are of one revision: the reader has asked for no key that may be missing."""
+    go = threading.Event()
+
+    class Gated(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield state(10, a="1", b="2")
+            await asyncio.to_thread(go.wait, HANG)
+            yield delete("/c/a", 11) + delete("/c/b", 12)
+            await asyncio.Event().wait()
+
+    answer = httpx.Response(200, headers={"Content-Type": "application/x-ndjson"}, stream=Gated())
+    with ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway(answer)) as config:
+        items, values = iter(config.items()), iter(config.values())
+        found = [next(items), next(values)]
+        go.set()
+        config.until(lambda mirror: mirror.revision == 12, HANG)
+        assert [*found, *items, *values] == [("/c/a", "1"), "1", ("/c/b", "2"), "2"]
+        assert (list(config.items()), list(config.values()), config == {}) == ([], [], True)

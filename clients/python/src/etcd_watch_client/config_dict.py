@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -54,8 +54,9 @@ class ConfigDict(Mapping[K, V]):
     """``with ConfigDict("http://127.0.0.1:8080", "/config/") as config: config["/config/a"]``.
 
     The arguments are those of `Mirror`. ``start`` waits until the mirror is live, at most ``timeout`` seconds. If
-    ``resume`` names a file that has a mirror, ``start`` does not wait: the mirror is usable at once, and stale. `copy`
-    returns all keys at one revision. Callbacks run in the thread of this object.
+    ``resume`` names a file that has a mirror, ``start`` does not wait: the mirror is usable at once, and stale. `copy`,
+    `items` and `values` are of one revision. But ``dict(config)`` reads each value after the keys, and raises KeyError
+    for one that is deleted meanwhile. Callbacks run in the thread of this object.
     """
 
     @overload
@@ -121,6 +122,14 @@ class ConfigDict(Mapping[K, V]):
 
     def __repr__(self) -> str:
         return f"<ConfigDict: {self.state}, {len(self._mirror)} keys at revision {self.revision}>"
+
+    def items(self) -> ItemsView[K, V]:
+        """Return the keys and values at one revision. `Mapping` reads each value later, when its key may be deleted."""
+        return self.copy().items()
+
+    def values(self) -> ValuesView[V]:
+        """Return the values at one revision."""
+        return self.copy().values()
 
     def copy(self) -> dict[K, V]:
         """Return all keys and values at one revision."""
