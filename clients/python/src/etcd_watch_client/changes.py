@@ -55,7 +55,8 @@ class Change(Generic[K, V]):
     """Everything that changed at once: one etcd transaction, or the differences that a reset brought.
 
     ``reset`` is the reason of that reset; the first change, with the whole state, has ``initial``. ``merged`` says that
-    this reader was so far behind that several revisions were merged into one change.
+    this reader was so far behind that several revisions were merged into one change. A key that was created and deleted
+    by these is not in it.
     """
 
     def __init__(self, commit: Commit, view: View[K, V]) -> None:
@@ -87,6 +88,7 @@ class Changes(AsyncIterator[Change[K, V]]):
     def __init__(self, view: View[K, V]) -> None:
         self._view = view
         self._waiting: deque[Commit] = deque()
+        self._made: Commit | None = None  # the last merged commit; other readers have the others, too
         self._moved = asyncio.Event()
         self._ended = False
         self._error: Exception | None = None
@@ -94,9 +96,11 @@ class Changes(AsyncIterator[Change[K, V]]):
     def put(self, commit: Commit) -> None:
         """Add a commit; the mirror calls this."""
         if len(self._waiting) >= MOST_WAITING:
-            commit = merge(self._waiting.pop(), commit)
-        self._waiting.append(commit)
-        self._moved.set()
+            last = self._waiting.pop()
+            commit = self._made = merge(last, commit, own=last is self._made)
+        if commit.updates:
+            self._waiting.append(commit)
+            self._moved.set()
 
     def skip(self) -> None:
         """Forget the changes that wait: the caller takes the whole state instead."""

@@ -40,12 +40,17 @@ class Commit:
     merged: bool = False
 
 
-def merge(first: Commit, second: Commit) -> Commit:
-    """Return one commit that leads to the same state as *first* and then *second*."""
-    updates = dict(first.updates)
+def merge(first: Commit, second: Commit, *, own: bool = False) -> Commit:
+    """Return one commit that leads to the same state as *first* and then *second*. It may be empty.
+
+    *own*: nobody else has *first*, so its updates are extended, and not copied.
+    """
+    updates = first.updates if own else dict(first.updates)
     for key, update in second.updates.items():
         earlier = updates.pop(key, None)  # pop, so that the updates stay in the order of their revisions
-        updates[key] = update if earlier is None else Update(update.entry, earlier.previous)
+        previous = update.previous if earlier is None else earlier.previous
+        if update.entry is not None or previous is not None:  # else the key came and went: nothing to tell
+            updates[key] = Update(update.entry, previous)
     return Commit(second.revision, updates, second.reset or first.reset, merged=True)
 
 
