@@ -43,6 +43,19 @@ async def test_a_source_is_asked_each_time(tmp_path: Path) -> None:
         assert (await bearer.headers(), await bearer.is_replaced()) == ({"Authorization": "Bearer two"}, False)
 
 
+async def test_a_source_that_is_empty_for_a_moment(tmp_path: Path) -> None:
+    """Who writes a file may truncate it first. No token is no replacement: the stream would end for a refusal."""
+    file = tmp_path / "token"
+    for source in (file, file.read_text):
+        file.write_text("one\n")
+        bearer = Bearer(source)
+        await bearer.headers()
+        file.write_text("\n")
+        assert not await bearer.is_replaced()
+        file.write_text("two\n")
+        assert await bearer.is_replaced()
+
+
 async def test_a_source_that_fails(tmp_path: Path) -> None:
     """It raises when a token is needed, and is no replacement."""
     bearer = Bearer(tmp_path / "none")

@@ -24,9 +24,10 @@ class Bearer:
         return {"Authorization": f"Bearer {self.sent}"} if self.sent else {}
 
     async def is_replaced(self) -> bool:
-        """Whether the source has another token than the one that was sent. A source that fails has none."""
+        """Whether the source has another token than the one that was sent. One that fails, or is empty, has none."""
         try:
-            return self.renewable and await self._present() != self.sent
+            present = await self._present() if self.renewable else ""
+            return present not in ("", self.sent)
         except Exception:  # whatever the source raises: the token that was sent may still be valid
             return False
 
