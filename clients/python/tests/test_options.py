@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import httpx
 import pytest
@@ -72,3 +72,20 @@ def test_a_misspelt_option_is_named_with_the_one_that_was_meant() -> None:
 def test_an_interval_in_a_query() -> None:
     """Whole milliseconds."""
     assert [merging(None), merging(0.25)] == ["", "&mode=latest&interval=250ms"]
+
+
+def test_the_options_say_the_types() -> None:
+    """mypy compares them. A `ConfigDict` takes the arguments of a `Mirror`."""
+    url, prefix = "http://gateway.test", "/c/"
+    assert_type(Mirror(url, prefix, binary=False, keys_only=False, decode=None), Mirror[str, str])
+    assert_type(Mirror(url, prefix, decode=len), Mirror[str, int])
+    assert_type(Mirror(url, prefix, binary=True), Mirror[bytes, bytes])
+    assert_type(Mirror(url, prefix, binary=True, decode=len), Mirror[bytes, int])
+    assert_type(Mirror(url, prefix, keys_only=True), Mirror[str, None])
+    assert_type(Mirror(url, prefix, binary=True, keys_only=True), Mirror[bytes, None])
+    assert_type(ConfigDict(url, prefix, binary=False, keys_only=False, decode=None), ConfigDict[str, str])
+    assert_type(ConfigDict(url, prefix, decode=len, timeout=1), ConfigDict[str, int])
+    assert_type(ConfigDict(url, prefix, binary=True), ConfigDict[bytes, bytes])
+    assert_type(ConfigDict(url, prefix, binary=True, decode=len), ConfigDict[bytes, int])
+    assert_type(ConfigDict(url, prefix, keys_only=True), ConfigDict[str, None])
+    assert_type(ConfigDict(url, prefix, binary=True, keys_only=True), ConfigDict[bytes, None])

@@ -64,6 +64,9 @@ class ConfigDict(Mapping[K, V]):
         self: ConfigDict[str, str],
         gateways: str | Sequence[str],
         *prefixes: Name,
+        binary: Literal[False] = ...,
+        keys_only: Literal[False] = ...,
+        decode: None = ...,
         timeout: float = ...,
         **options: Unpack[Options],
     ) -> None: ...
@@ -73,6 +76,8 @@ class ConfigDict(Mapping[K, V]):
         self: ConfigDict[str, V],
         gateways: str | Sequence[str],
         *prefixes: Name,
+        binary: Literal[False] = ...,
+        keys_only: Literal[False] = ...,
         decode: Callable[[bytes], V],
         timeout: float = ...,
         **options: Unpack[Options],
@@ -84,6 +89,44 @@ class ConfigDict(Mapping[K, V]):
         gateways: str | Sequence[str],
         *prefixes: Name,
         binary: Literal[True],
+        keys_only: Literal[False] = ...,
+        decode: None = ...,
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConfigDict[bytes, V],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[True],
+        keys_only: Literal[False] = ...,
+        decode: Callable[[bytes], V],
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConfigDict[str, None],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[False] = ...,
+        keys_only: Literal[True],
+        decode: None = ...,
+        timeout: float = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConfigDict[bytes, None],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[True],
+        keys_only: Literal[True],
+        decode: None = ...,
         timeout: float = ...,
         **options: Unpack[Options],
     ) -> None: ...

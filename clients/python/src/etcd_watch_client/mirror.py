@@ -50,7 +50,13 @@ class Mirror(Mapping[K, V]):
 
     @overload
     def __init__(
-        self: Mirror[str, str], gateways: str | Sequence[str], *prefixes: Name, **options: Unpack[Options]
+        self: Mirror[str, str],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[False] = ...,
+        keys_only: Literal[False] = ...,
+        decode: None = ...,
+        **options: Unpack[Options],
     ) -> None: ...
 
     @overload
@@ -58,6 +64,8 @@ class Mirror(Mapping[K, V]):
         self: Mirror[str, V],
         gateways: str | Sequence[str],
         *prefixes: Name,
+        binary: Literal[False] = ...,
+        keys_only: Literal[False] = ...,
         decode: Callable[[bytes], V],
         **options: Unpack[Options],
     ) -> None: ...
@@ -68,6 +76,8 @@ class Mirror(Mapping[K, V]):
         gateways: str | Sequence[str],
         *prefixes: Name,
         binary: Literal[True],
+        keys_only: Literal[False] = ...,
+        decode: None = ...,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -77,6 +87,7 @@ class Mirror(Mapping[K, V]):
         gateways: str | Sequence[str],
         *prefixes: Name,
         binary: Literal[True],
+        keys_only: Literal[False] = ...,
         decode: Callable[[bytes], V],
         **options: Unpack[Options],
     ) -> None: ...
@@ -86,7 +97,20 @@ class Mirror(Mapping[K, V]):
         self: Mirror[str, None],
         gateways: str | Sequence[str],
         *prefixes: Name,
+        binary: Literal[False] = ...,
         keys_only: Literal[True],
+        decode: None = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Mirror[bytes, None],
+        gateways: str | Sequence[str],
+        *prefixes: Name,
+        binary: Literal[True],
+        keys_only: Literal[True],
+        decode: None = ...,
         **options: Unpack[Options],
     ) -> None: ...
 
