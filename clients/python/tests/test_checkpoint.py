@@ -53,6 +53,25 @@ def test_two_mirrors_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
 
 
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as large as the state: a process that is killed again and again would fill the disk.
+
+    What another mirror is writing at that moment stays.
+    """
+    for name in ("mirror.7-140737", "mirror.8-140737", "other.7-140737", "mirror"):
+        (tmp_path / f"{name}.tmp").write_text("half of a st")
+    started = []
+
+    def start_another(_: int) -> None:
+        started.append(load(tmp_path / "mirror", ""))
+
+    monkeypatch.setattr(os, "fsync", start_another)
+    save(tmp_path / "mirror", "", Checkpoint({}, 1, "e-1"))
+    assert started == [None]
+    assert load(tmp_path / "mirror", "") == Checkpoint({}, 1, "e-1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "mirror.tmp", "other.7-140737.tmp"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import glob
 import json
 import os
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from .events import Entry
 
@@ -50,6 +52,7 @@ def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
         # The values may be secret, so only the owner may read the file.
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib opens no descriptor
+            _lock(file)
             json.dump(content, file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
@@ -60,6 +63,10 @@ def save(path: Path, query: str, checkpoint: Checkpoint) -> None:
 
 def load(path: Path, query: str) -> Checkpoint | None:
     """Return what `save` wrote for the same query; None if there is no file, or the file cannot be used."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*-*.tmp"):  # by processes that were killed
+        with contextlib.suppress(OSError), left.open("r+b") as file:
+            if _lock(file):
+                left.unlink()
     try:
         content = json.loads(path.read_bytes())
         if (content["format"], content["query"]) != (_FORMAT, query):
@@ -71,6 +78,17 @@ def load(path: Path, query: str) -> Checkpoint | None:
         return None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # written by another program, or cut: the gateway sends the state
+
+
+def _lock(file: IO[Any]) -> bool:
+    """Lock a file until it is closed, also by the end of the process. Return whether nobody else has it."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _encode(data: bytes) -> str:
