@@ -31,7 +31,7 @@ def test_it_reads_like_a_dict() -> None:
     assert (config.state, config.copy()) == ("closed", {"/c/a": "one", "/c/b": "2"})
     assert not [one for one in threading.enumerate() if one.name == "etcd-watch"]
     config.close()
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="the ConfigDict is closed"):
         config.synced()
     with pytest.raises(RuntimeError, match="once"):
         config.start()
@@ -140,10 +140,11 @@ def test_a_thread_without_a_loop_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(asyncio, "run", run)
     failed: list[OSError] = []
+    config = ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway())
 
     def start() -> None:
         try:
-            ConfigDict(URL, "/c/", timeout=HANG, transport=Gateway()).start()
+            config.start()
         except OSError as error:
             failed.append(error)
 
@@ -151,6 +152,8 @@ def test_a_thread_without_a_loop_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     starting.start()
     starting.join(HANG)
     assert [error.errno for error in failed] == [errno.EMFILE]
+    with pytest.raises(RuntimeError, match="the ConfigDict is closed"):
+        config.synced()
 
 
 def test_it_may_be_closed_before_its_thread_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:

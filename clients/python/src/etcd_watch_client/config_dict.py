@@ -314,7 +314,7 @@ class ConfigDict(Mapping[K, V]):
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._is_forked or self._loop is None or self._loop.is_closed():
             coroutine.close()
-            msg = _FORKED if self._is_forked else _NOT_BEGUN
+            msg = _FORKED if self._is_forked else _CLOSED if self._loop or self._over.done() else _NOT_BEGUN
             raise _ClosedError(msg)
         if self._thread is threading.current_thread():
             coroutine.close()
