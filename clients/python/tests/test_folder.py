@@ -113,6 +113,26 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     assert sorted(one.name for one in (tmp_path / ".versions").iterdir()) == ["1", "8"]
 
 
+def test_files_are_on_the_disk_before_they_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or after a loss of power the symlink may show empty files. What the version before has is there already."""
+    on_disk, swap = [], Folder._swap
+
+    def sync(descriptor: int) -> None:
+        on_disk.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    def look_and_swap(folder: Folder, fresh: Path) -> None:
+        files = [file.stat() for file in fresh.rglob("*") if file.is_file()]
+        assert {(one.st_ino, one.st_size) for one in files} <= set(on_disk)
+        swap(folder, fresh)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Folder, "_swap", look_and_swap)
+    with Folder(tmp_path) as folder:
+        folder.write(entries(a="1", d__b="22"))
+        folder.write(entries(a="333", d__b="22"))
+    assert sorted(size for _, size in on_disk) == [1, 2, 3]
+
+
 def test_one_process_has_the_folder(tmp_path: Path) -> None:
     """Two would swap each other's files away."""
     with Folder(tmp_path), pytest.raises(CommandError, match="another process") as failed, Folder(tmp_path):

@@ -132,6 +132,8 @@ class Folder:
                     continue
                 with file.open("xb") as out:
                     out.write(entry.value or b"")
+                    out.flush()
+                    os.fsync(out.fileno())  # or after a loss of power the symlink may show empty files
                 file.chmod(0o444)  # it may be a file of the next versions, too
             except OSError as error:
                 if error.errno not in _NAME_REFUSED:
