@@ -102,6 +102,9 @@ async def test_permitted_parts(guarded: GatewayProcess, files: Files) -> None:
     await process.communicate()
     status, _, err = await run(guarded.base, "follow", "/svc/", *token)
     assert (status, "HTTP 403 forbidden" in err, "--permitted" in err) == (statuses.REFUSED, True, True)
+    for words in (["get", "/svc/c/1"], ["get", "/svc/c/1", "--permitted"], ["wait", "/svc/c/", "--permitted"]):
+        status, _, err = await run(guarded.base, *words, *token[: 2 if words[0] == "get" else 3])
+        assert (status, "HTTP 403 forbidden" in err, "--permitted" in err) == (statuses.REFUSED, True, False), words
 
 
 async def test_the_own_write(server: GatewayProcess, kv: EtcdClient) -> None:

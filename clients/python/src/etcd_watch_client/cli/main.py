@@ -20,12 +20,6 @@ from .completion import COMPLETE, SCRIPTS, candidates
 from .statuses import CommandError
 from .streams import open_closed_streams, report, write
 
-# What a user of this command can do about a refusal.
-_HINTS = {
-    "unauthorized": "; give the token with --token-file or ETCD_WATCH_TOKEN",
-    "forbidden": "; --permitted takes only what you may read",
-}
-
 
 def entry() -> None:
     """Run as the console script does."""
@@ -46,9 +40,6 @@ def main(words: list[str]) -> int:
     except CommandError as error:
         report(str(error))
         return error.status
-    except RefusedError as error:
-        report(f"the gateway refuses: {error}{_HINTS.get(error.code, '')}")
-        return statuses.REFUSED
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         report(f"the request cannot be sent: {error}")
         return statuses.USAGE
@@ -72,7 +63,22 @@ def answer(words: list[str]) -> int:
         write(SCRIPTS[arguments.shell].encode())
         return statuses.DONE
     prepare(chosen, arguments)
-    return asyncio.run(run(arguments))
+    try:
+        return asyncio.run(run(arguments))
+    except RefusedError as error:
+        msg = f"the gateway refuses: {error}{hint(error, arguments)}"
+        raise CommandError(msg, statuses.REFUSED) from None
+
+
+def hint(error: RefusedError, arguments: argparse.Namespace) -> str:
+    """Return what a user of this command can do about a refusal."""
+    prefixes, keys = ranges(arguments)
+    if error.code == "unauthorized":
+        return "; give the token with --token-file or ETCD_WATCH_TOKEN"
+    has_parts = prefixes or len(keys) > 1
+    if error.code == "forbidden" and has_parts and not arguments.permitted:
+        return "; --permitted takes only what you may read"
+    return ""
 
 
 def prepare(parser: Parser, arguments: argparse.Namespace) -> None:
