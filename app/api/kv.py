@@ -109,8 +109,9 @@ class KvEndpoint:
         reader = reader_of(identity.name) if access.guarded else ""
         asked = asked.for_reader(reader)
         tags = headers_of(request, b"if-none-match")
-        # A HEAD is answered at once: it asks about the present state, and not about a change.
-        waits = tags and request.method == "GET"
+        # A HEAD is answered at once: it asks about the present state, and not about a change. So is a page after the
+        # first: its revision is fixed, and the channel that a wait follows may be at a later one.
+        waits = tags and request.method == "GET" and asked.read.page is None
         wait = parse_wait(", ".join(headers_of(request, b"prefer"))) if waits else 0
         if wait and permit.expires is not None:  # the wait must not outlast the credentials
             wait = min(wait, max(0, int(permit.expires - access.wall())))

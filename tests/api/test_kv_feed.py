@@ -182,7 +182,12 @@ async def test_no_tag_on_what_is_not_whole(http: httpx.AsyncClient) -> None:
             assert "etag" not in answer.headers
 
 
-async def test_pages(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) -> None:
+# With these, an answer that has a tag is held until the state differs. A page has none.
+WAITS = {"if_none_match": '"another"', "prefer": "wait=30"}
+
+
+@pytest.mark.parametrize("sent", [{}, WAITS])
+async def test_pages(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient, sent: dict[str, str]) -> None:
     """Pages come from memory while the range has not changed, and from etcd's history after that."""
     fake.put(b"/elsewhere", b"1")
     first = (await read(http, "prefix=/svc/&limit=1")).json()
@@ -190,8 +195,8 @@ async def test_pages(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) 
     second = (await read(http, f"prefix=/svc/&limit=1&page={first['next_page']}")).json()
 
     assert gateway.etcd.reads.ranges_total == asked
-    fake.put(b"/svc/2", b"new")
-    third = (await read(http, f"prefix=/svc/&page={second['next_page']}")).json()
+    await reaches(http, "prefix=/svc/", fake.put(b"/svc/2", b"new"))
+    third = (await read(http, f"prefix=/svc/&page={second['next_page']}", 200, **sent)).json()
 
     assert [page["kvs"][0]["key"] for page in (first, second, third)] == ["/svc/0", "/svc/1", "/svc/2"]
     assert third["kvs"][0]["value"] == "1"
@@ -200,10 +205,11 @@ async def test_pages(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) 
     assert {page["count"] for page in (first, second, third)} == {3}
 
 
-async def test_foreign_page(http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("sent", [{}, WAITS])
+async def test_foreign_page(http: httpx.AsyncClient, sent: dict[str, str]) -> None:
     """A page of another request has expired."""
     page = (await read(http, "prefix=/svc/&limit=1")).json()["next_page"]
-    answer = await read(http, f"prefix=/svc/&limit=1&keys_only=1&page={page}", 410)
+    answer = await read(http, f"prefix=/svc/&limit=1&keys_only=1&page={page}", 410, **sent)
 
     assert answer.json()["code"] == "page-expired"
 
