@@ -20,7 +20,16 @@ from .kv_etcd import EtcdReads
 from .kv_feed import FeedReads
 from .kv_long_poll import LongPoll
 from .kv_request import Reads, parse
-from .requests import PERMITTED, caller_of, coding_for, headers_of, identity_of, once_per_request, query_of
+from .requests import (
+    PERMITTED,
+    caller_of,
+    coding_for,
+    headers_of,
+    identity_of,
+    is_from_gateway,
+    once_per_request,
+    query_of,
+)
 
 
 def _reads_of(gateway: Gateway) -> Reads:
@@ -107,7 +116,7 @@ class KvEndpoint:
         if coding is Coding.GZIP:
             asked = asked.with_gzip()
         reader = reader_of(identity.name) if access.guarded else ""
-        asked = asked.for_reader(reader)
+        asked = asked.for_reader(reader, from_gateway=is_from_gateway(request))
         tags = headers_of(request, b"if-none-match")
         # A HEAD is answered at once: it asks about the present state, and not about a change. So is a page after the
         # first: its revision is fixed, and the channel that a wait follows may be at a later one.

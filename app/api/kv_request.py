@@ -73,10 +73,18 @@ class KvRequest:
         """Return the request for an answer with gzip."""
         return replace(self, read=replace(self.read, gzip=True))
 
-    def for_reader(self, reader: str) -> KvRequest:
-        """Return the request after the check that its page, if it has one, is for *reader*. Raises PageExpiredError."""
-        page = self.read.page
-        return self if page is None else replace(self, read=replace(self.read, page=page.of_reader(reader)))
+    def for_reader(self, reader: str, *, from_gateway: bool = False) -> KvRequest:
+        """Return the request after the check that its page, if it has one, is for *reader*.
+
+        *from_gateway*: see ``PageToken.of_reader``.
+
+        Raises:
+            PageExpiredError: it is not.
+        """
+        if self.read.page is None:
+            return self
+        page = self.read.page.of_reader(reader, from_gateway=from_gateway)
+        return replace(self, read=replace(self.read, page=page))
 
 
 class Reads(Protocol):

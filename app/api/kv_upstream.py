@@ -36,7 +36,6 @@ class UpstreamReads:
         assert isinstance(gateway.upstream, GatewayUpstream), "only for a gateway that follows another one"
         self._gateway = gateway
         self._upstream = gateway.upstream
-        self._reader = ""  # of this gateway at the upstream, as the last token showed it
 
     async def read(self, asked: KvRequest) -> KvBody:
         """Return an answer that is at ``min_revision`` or above. Equal reads share one.
@@ -52,7 +51,7 @@ class UpstreamReads:
 
     async def _once(self, asked: KvRequest) -> KvBody:
         async with answer_memory(self._gateway.budget) as hold:
-            answer = await self._upstream.read(_query(asked, self._reader))
+            answer = await self._upstream.read(_query(asked))
             if hold.released:
                 raise revoked()
             read, (revision, tag) = asked.read, _position(answer)
@@ -64,7 +63,6 @@ class UpstreamReads:
             end = _NEXT_PAGE.search(encoded, max(0, len(encoded) - _LONGEST_END))
             if end is not None:
                 encoded, page = encoded[: end.start()], parse_page_token(end[1], read.selection.ranges)
-                self._reader = page.reader
             parts = await deflate(encoded) if read.gzip else [encoded]
             return KvBody(revision, parts, hold, tag, page)
 
@@ -96,7 +94,7 @@ def _position(answer: Answer) -> tuple[int, ETag | None]:
         raise UnavailableError(OUT_OF_REACH, cause=f"an answer of the upstream has no revision: {error!r}") from None
 
 
-def _query(asked: KvRequest, reader: str) -> str:
+def _query(asked: KvRequest) -> str:
     read = asked.read
     selection = read.selection
     parts = [*map(str, selection.ranges), f"encoding={selection.encoding}", f"min_revision={asked.min_revision}"]
@@ -108,6 +106,6 @@ def _query(asked: KvRequest, reader: str) -> str:
             if wanted
         ]
     if read.page is not None:
-        # A page that was read from the memory of this gateway does not have the reader that the upstream expects.
-        parts.append(f"page={quote(read.page.token('' if read.page.reader else reader))}")
+        # A page that was read from the memory of this gateway has no reader. The upstream accepts that of a gateway.
+        parts.append(f"page={quote(read.page.token())}")
     return "&".join(parts)

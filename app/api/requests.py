@@ -57,6 +57,11 @@ def headers_of(request: Request, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in request.scope["headers"] if key == name]
 
 
+def is_from_gateway(request: Request) -> bool:
+    """Whether another gateway sends the request, as it says. Any client can say so."""
+    return header_of(request, b"x-gateway-tier") is not None
+
+
 def address_of(request: Request) -> str:
     """Return ``host:port`` of the client, or of the client that a proxy names (``GATEWAY_TRUSTED_PROXIES``).
 

@@ -23,6 +23,7 @@ from .requests import (
     header_of,
     headers_of,
     identity_of,
+    is_from_gateway,
     once_per_request,
     query_of,
     request_id_of,
@@ -102,7 +103,7 @@ class WatchEndpoint:
             min_revision=query.min_revision,
             caller=caller_of(self._gateway, request.scope, identity),
             permit=permit,
-            from_gateway=header_of(request, b"x-gateway-tier") is not None,
+            from_gateway=is_from_gateway(request),
             coding=coding_for(self._gateway, request, ranges),
         )
 

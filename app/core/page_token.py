@@ -34,7 +34,7 @@ class PageToken:
         text = urlsafe_b64encode(f"{self.epoch}-{self.revision}-".encode() + self.start).decode().rstrip("=")
         return ".".join(part for part in (text, self.reader, reader) if part)
 
-    def of_reader(self, reader: str) -> PageToken:
+    def of_reader(self, reader: str, *, from_gateway: bool = False) -> PageToken:
         """Return the page without the reader of this tier, so that equal pages of all readers are one read.
 
         Without a *reader*, all readers of this tier are equal.
@@ -42,10 +42,15 @@ class PageToken:
         The token is no credential: each page's ranges are authorized like those of any request, so a forged reader
         reads nothing more. The check keeps a token, which contains a key, from being passed on.
 
+        Args:
+            from_gateway: another gateway asks. A page that it has made from its own memory has no reader of this tier.
+                So a page without any reader is accepted. Any client can say that it is a gateway. It gets what it would
+                get with its own reader, which it can compute.
+
         Raises:
             PageExpiredError: the page is for another reader.
         """
-        if not reader:
+        if not reader or (from_gateway and not self.reader):
             return self
         upstream, _, own = self.reader.rpartition(".")
         if own != reader:

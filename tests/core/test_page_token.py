@@ -67,6 +67,17 @@ def test_a_page_passes_through_the_tiers() -> None:
     assert parse_page_token(back.token().encode(), (SERVICES,)).of_reader(origin) == PageToken("16214fff", 7, b"/svc/a")
 
 
+def test_a_page_that_a_gateway_has_made_has_no_reader() -> None:
+    """It is accepted of a gateway alone. A page of another reader is not, whoever asks."""
+    page, reader = PageToken("16214fff", 7, b"/svc/a"), reader_of("token:edge")
+    assert page.of_reader(reader, from_gateway=True) == page
+    with pytest.raises(PageExpiredError, match="belongs to another identity"):
+        page.of_reader(reader)
+    of_another = parse_page_token(page.token(reader_of("token:dash")).encode(), (SERVICES,))
+    with pytest.raises(PageExpiredError, match="belongs to another identity"):
+        of_another.of_reader(reader, from_gateway=True)
+
+
 @given(st.one_of(st.binary(max_size=40), st.binary(max_size=30).map(token)))
 @example(b"")
 @example(b"A")

@@ -338,3 +338,36 @@ async def test_reads_are_passed_up(etcd: EmbeddedEtcd, kv: EtcdClient) -> None:
         assert (same.status_code, late.status_code) == (304, 400)
         root_state = await http.get(f"{near.base}/v1/kv?prefix=/svc/&consistency=feed")
         assert root_state.headers["x-gateway-state"] == "live"
+
+
+@pytest.mark.one_etcd
+@pytest.mark.parametrize(
+    ("policies", "workers"),
+    [(1, {}), (2, {}), (2, {"GATEWAY_WORKERS": "2"})],
+    ids=["root", "root-and-edge", "root-and-workers"],
+)
+async def test_a_page_of_an_edges_memory_is_read_on_at_the_root(
+    etcd: EmbeddedEtcd, kv: EtcdClient, tmp_path: Path, policies: int, workers: dict[str, str]
+) -> None:
+    """The edge has made the token, and so it has no reader of the root. After a change only the root has the page."""
+    written = 0
+    for name in "abc":
+        written = await kv.put(f"/svc/{name}", "1")
+    (tmp_path / "policy").write_text("roles: {r: {read: ['/svc/']}}\nanonymous: [r]")
+    guarded = {"GATEWAY_POLICY_FILE": str(tmp_path / "policy")}
+    settings = {**workers, **(guarded if policies == 2 else {})}
+    async with (
+        gateway(etcd.endpoint, settings=guarded) as root,
+        edge(root.base, **settings) as near,
+        httpx.AsyncClient(base_url=near.base) as http,
+    ):
+        await eventually(lambda: ready(near))
+        target = "/v1/kv?prefix=/svc/&consistency=feed"
+        first = (await http.get(f"{target}&limit=1&min_revision={written}")).json()
+        later = await kv.put("/svc/c", "2")
+        assert (await http.get(f"{target}&min_revision={later}")).json()["kvs"][2]["value"] == "2"
+        for consistency in ("feed", "linearizable"):
+            rest = await http.get(f"/v1/kv?prefix=/svc/&page={first['next_page']}&consistency={consistency}")
+            assert rest.status_code == 200, rest.text
+            assert rest.json()["revision"] == first["revision"] == written
+            assert [(one["key"], one["value"]) for one in rest.json()["kvs"]] == [("/svc/b", "1"), ("/svc/c", "1")]
