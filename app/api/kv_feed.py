@@ -121,6 +121,7 @@ class FeedReads:
 
     def channel(self, asked: KvRequest) -> Channel | None:
         """Return the channel if it exists and can be read now: reading it needs no room."""
+        self._gateway.registry.check_if_overdue()
         channel = self._gateway.registry.channel(asked.read.selection.ranges)
         return channel if channel is not None and readable(channel, asked.min_revision) else None
 

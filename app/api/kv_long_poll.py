@@ -110,6 +110,7 @@ class LongPoll(Response):
             if held:
                 ahead = answers.newest(seen.epoch) > seen.revision
                 await waiter.until(over, answers.wait, ahead=ahead)
+                self._gateway.registry.check_if_overdue()
             if subscriber.closing not in (None, DrainingError.close_reason):
                 answers.check_permit()
                 raise feed.why_not(subscriber)

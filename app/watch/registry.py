@@ -8,6 +8,7 @@ only way out. The release is synchronous and happens once, however the stream en
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -69,6 +70,7 @@ class Registry(AlwaysTrue):
         self._on_release = self._release  # one bound method for all subscribers: each one is 64 bytes
         self.draining = False
         self._draining = Draining(limits, clock=clock, draw=draw)
+        self._checked_at = math.inf  # monotonic seconds; before ``run`` nothing is overdue
 
     # --- subscribing -------------------------------------------------------------------------------------------------
 
@@ -115,6 +117,7 @@ class Registry(AlwaysTrue):
             DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: before anything is
                 held.
         """
+        self.check_if_overdue()
         self.check(ranges, caller)
         since = self._clock()
         channel = self.channels.hold(ranges, reads=True)
@@ -237,9 +240,21 @@ class Registry(AlwaysTrue):
     async def run(self) -> None:
         """Start the pins. Then check, once a second for ever, how stale and how old everything is."""
         while True:
-            self.channels.check_all()
+            self._check_all()
             await self.channels.join_ended()
             await asyncio.sleep(TICK)
+
+    def _check_all(self) -> None:
+        self._checked_at = self._clock()
+        self.channels.check_all()
+
+    def check_if_overdue(self) -> None:
+        """Check now if the process stood still. A request that waited meanwhile is read before the timers run.
+
+        Without this, the request would be told ``live``, as the feeds were before.
+        """
+        if self._clock() > self._checked_at + 2 * TICK:
+            self._check_all()
 
     def drain(self) -> float:
         """Refuse new subscribers, and close the present ones over time. Return the seconds until all are closed."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.api.kv_feed import FeedReads
+from app.api.kv_feed import FeedReads, state_of
 from app.api.kv_request import parse
 from app.api.kv_response import KvBody
 from app.core.budget import Use
@@ -19,6 +19,7 @@ from app.core.errors import OverCapacityError
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
+from app.watch import registry
 from app.watch.subscriber import Subscriber
 from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
@@ -309,6 +310,45 @@ async def test_stale(gateway: Gateway, http: httpx.AsyncClient, monkeypatch: pyt
     assert answer.headers["x-gateway-state"] == "stale"
     assert answer.content == before.content
     assert (await read(http, "prefix=/svc/", 304, if_none_match="*")).headers["x-gateway-state"] == "stale"
+
+
+@pytest.mark.parametrize("how", ["read", "held read", "join"])
+async def test_what_comes_after_the_process_stood_still(
+    fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What waited in a socket is read before the timers run that find the feeds stale. It was told "live"."""
+    monkeypatch.setattr(registry, "TICK", HANG)  # only the first check comes by itself
+    now = 0.0
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG}), clock=lambda: now)
+    transport = httpx.ASGITransport(create_app(gateway=gateway))
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=HANG) as http,
+    ):
+        first = await read(http, "prefix=/svc/&min_revision=1")
+        assert first.headers["x-gateway-state"] == "live"
+        fake.hold()
+        fake.hold_ranges()  # nothing is proven meanwhile
+        if how == "held read":
+            headers = {"if_none_match": first.headers["etag"], "prefer": "wait=1"}
+            reading = asyncio.create_task(read(http, "prefix=/svc/", 304, **headers))
+
+            async def held() -> bool:
+                return any(each.owner is not None for each in gateway.registry.subscribers())
+
+            await eventually(held)
+            now = 3 * HANG
+            state = (await reading).headers["x-gateway-state"]
+        elif how == "read":
+            now = 3 * HANG
+            state = (await read(http, "prefix=/svc/")).headers["x-gateway-state"]
+        else:
+            now = 3 * HANG
+            with await FeedReads(gateway).subscribe(parse(b"prefix=/svc/")) as subscriber:
+                state = state_of(subscriber.channel)
+        assert state == "stale"
+        fake.release_ranges()
+        fake.release()
 
 
 async def test_while_etcd_is_away(fake: FakeEtcd, http: httpx.AsyncClient) -> None:
