@@ -14,7 +14,10 @@ from .kv_response import KvResponse
 
 
 class CountedRead:
-    """Ends the count when it is left, unless the answer's body is still to be sent. *reading*: None: nothing counts."""
+    """Ends the count when it is left, unless the answer's body is still to be sent.
+
+    *reading*: what counts, for a read that was held its subscriber; None: nothing does.
+    """
 
     __slots__ = ("_reading",)
 

@@ -1,7 +1,8 @@
 """A long poll: an answer of ``/v1/kv`` that is held until the state differs from what the client has.
 
 The client sends ``If-None-Match`` and ``Prefer: wait=30``. While the answer is held, the request counts as a stream: it
-is a subscriber of the channel, and a drain answers it. An answer that is not held counts as a read, like any other.
+is a subscriber of the channel, and a drain answers it. It counts until the client has the answer. An answer that is not
+held counts as a read, like any other.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class LongPoll(Response):
         it is, because a restore lowers revisions.
         """
         feed, answers, read = self._feed, self._answers, self._answers.asked.read
-        with await self._subscribe() as subscriber:
+        subscriber = await self._subscribe()
+        with CountedRead(subscriber) as holding:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
             if not await self._until_readable(subscriber, waiter, connection):
@@ -117,7 +119,7 @@ class LongPoll(Response):
             if connection.gone or answers.has(seen.tag):
                 # A channel that cannot be read any more was not looked at again, and may have become stale.
                 return answers.without_body(seen.revision, seen.tag, state_of(channel))
-            with CountedRead(None) if held else await self._counted(answers.caller) as reading:
+            with holding if held else await self._counted(answers.caller) as reading:
                 # Last, because a worker has asked the hub to count the read.
                 if not await self._until_readable(subscriber, waiter, connection):
                     return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -144,7 +146,8 @@ class LongPoll(Response):
                 return reading.until_sent(answers.of(body))
         loop = asyncio.get_running_loop()
         end = loop.time() + answers.wait
-        with await self._subscribe() as subscriber:
+        subscriber = await self._subscribe()
+        with CountedRead(subscriber) as holding:
             channel, waiter = subscriber.channel, Waiter(subscriber)
             connection.on_gone = waiter.wake
             over = False
@@ -163,4 +166,4 @@ class LongPoll(Response):
                     return answers.without_body(revision, tag)
                 body = await etcd.read(asked)
                 over = over or not answers.has(body.tag)
-            return answers.of(body)
+            return holding.until_sent(answers.of(body))

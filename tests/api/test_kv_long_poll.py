@@ -15,6 +15,7 @@ from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
 from app.watch.feed import Feed
+from tests.api.test_kv_response import Client as SlowClient
 from tests.support.asgi_client import OURS, http_scope, released
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import HANG, eventually
@@ -344,6 +345,37 @@ async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> No
         assert (refused.status_code, refused.json()["code"]) == (429, "address-streams")
         assert answer.status_code == 200
         assert (len(quotas.identities), len(quotas.addresses)) == (0, 0)
+
+
+@SOURCES
+async def test_a_held_read_counts_until_the_client_has_the_answer(fake: FakeEtcd, source: str) -> None:
+    """Otherwise a change would give a client that takes nothing as many answers as it likes, without any quota."""
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": 0, "identity_streams": 1}))
+    client = SlowClient(takes=False)
+    app = create_app(gateway=gateway)
+    async with (
+        gateway.running(),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=HANG) as http,
+    ):
+        query = f"prefix=/svc/&consistency={source}"
+        known = (await tag_of(http, query)).encode()
+        headers = [(b"host", b"test"), (b"if-none-match", known), (b"prefer", b"wait=60")]
+        scope = http_scope("/v1/kv", query.encode(), headers=headers)
+        serving = asyncio.create_task(app(scope, client.receive, client.send))
+        await held(gateway)
+        fake.put(b"/svc/a", b"2")
+
+        async def answered() -> bool:
+            return bool(client.received)
+
+        await eventually(answered)
+        tag = await tag_of(http, query)
+        refused = await poll(http, query, tag, wait=1)
+        client.takes.set()
+        await serving
+        assert (refused.status_code, refused.json()["code"]) == (429, "identity-streams")
+        assert (await poll(http, query, tag, wait=1)).status_code == 304
+    await released(gateway, fake)
 
 
 @SOURCES
