@@ -35,6 +35,8 @@ from .watch.limits import Limits
 from .watch.statistics import RegistryStatistics
 
 NAMESPACE = "etcd_watch_gateway"
+# The key of the scope under which a request says that its answer may be held.
+HELD = "etcd_watch_gateway.held"
 # The settings that name files of the access control, as values of a label.
 ACCESS_FILES = {
     "tokens_file": "tokens",
@@ -250,10 +252,13 @@ def make_instrumentator(registry: CollectorRegistry) -> Instrumentator:
 
 
 def _unless_held(measure: Callable[[http.Info], None]) -> Callable[[http.Info], None]:
-    """Return *measure* for all answers but those that may have been held: the client has asked for that time."""
+    """Return *measure* for all answers but those that may have been held, and errors after a wait.
+
+    The client has asked for that time.
+    """
 
     def record(info: http.Info) -> None:
-        if info.response is None or "preference-applied" not in info.response.headers:
+        if HELD not in info.request.scope:
             measure(info)
 
     return record

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..core.errors import DrainingError, GatewayError
 from ..core.quotas import Caller
 from ..gateway import Gateway
+from ..metrics import HELD
 from ..stream.connection import Connection
 from ..watch.subscriber import Subscriber
 from ..watch.waiter import Waiter
@@ -50,6 +51,7 @@ class LongPoll(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the request, and then send the answer."""
+        scope[HELD] = True
         async with Connection(scope, receive, send, self._gateway.settings.send_timeout) as connection:
             client = connection.client
             # A client that closes its connection is first seen to half-close it.

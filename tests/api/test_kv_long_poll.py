@@ -321,6 +321,19 @@ async def test_a_wait_is_not_a_latency(http: httpx.AsyncClient, source: str) -> 
     assert [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="200"' in line]
 
 
+async def test_a_wait_that_ends_in_an_error_is_not_a_latency(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    """The client has waited for the error, too."""
+    polling = poll(http, "prefix=/svc/&consistency=feed", await tag_of(http, "prefix=/svc/"))
+    await held(gateway)
+    (feed,) = gateway.registry.feeds
+    feed._fail("revoked")
+    assert (await polling).status_code == 502
+    lines = (await http.get("/metrics")).text.splitlines()
+
+    assert 'etcd_watch_gateway_http_requests_total{handler="/v1/kv",status="502"} 1.0' in lines
+    assert not [line for line in lines if "_seconds_" in line and 'handler="/v1/kv",status="502"' in line]
+
+
 @SOURCES
 async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> None:
     """It uses the quotas of its identity and address while it is held, and gives them back."""
