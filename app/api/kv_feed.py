@@ -115,9 +115,11 @@ class FeedReads:
         Raises:
             TransientError, RangesNeedPinError: see ``Registry.subscribe``.
         """
-        return await self._gateway.registry.join(
+        subscriber = await self._gateway.registry.join(
             asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False, caller=caller
         )
+        self._renew_at[subscriber.channel] = self._gateway.clock() + self._gateway.settings.linger / 4
+        return subscriber
 
     def channel(self, asked: KvRequest) -> Channel | None:
         """Return the channel if it exists and can be read now: reading it needs no room."""
@@ -131,11 +133,7 @@ class FeedReads:
         To subscribe and release takes a quarter of a read. So a channel lingers for at least three quarters of
         ``GATEWAY_LINGER`` after its last read.
         """
-        now, linger = self._gateway.clock(), self._gateway.settings.linger
-        if now < self._renew_at.get(channel, now):
-            return True
-        self._renew_at[channel] = now + linger / 4
-        return False
+        return self._gateway.clock() < self._renew_at.get(channel, 0.0)
 
     def look(self, channel: Channel, read: KvRead) -> Seen:
         """Return what a channel that is readable shows now."""

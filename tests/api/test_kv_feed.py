@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -427,6 +428,38 @@ async def test_a_read_that_starts_a_feed_is_a_join(fake: FakeEtcd) -> None:
     assert at_etcd.status_code == 200
 
 
+async def test_a_refused_read_does_not_renew_the_linger(fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client at its quota is answered, and holds nothing. The next client's read must hold the channel."""
+    now = 0.0
+    gateway = Gateway(load({"etcd": fake.endpoint, "linger": HANG, "address_joins": 1}), clock=lambda: now)
+    quotas, join, outcomes = gateway.registry.quotas, gateway.registry.join, []
+    assert quotas is not None
+
+    async def noted(*args: Any, **more: Any) -> Subscriber:
+        outcomes.append("refused")
+        subscriber = await join(*args, **more)
+        outcomes[-1] = "held"
+        return subscriber
+
+    monkeypatch.setattr(gateway.registry, "join", noted)
+    app = create_app(gateway=gateway)
+
+    def client(host: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app, client=(host, 4711))
+        return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=HANG)
+
+    async with gateway.running(), client("192.0.2.7") as http, client("192.0.2.8") as other:
+        await read(http, "prefix=/svc/")
+        await read(http, "prefix=/svc/")
+        now = HANG / 2
+        quotas.addresses.take_join("192.0.2.7", 1e12)  # no token comes back during the test
+        await read(http, "prefix=/svc/")
+        await read(other, "prefix=/svc/")
+        await read(http, "prefix=/svc/")
+
+    assert outcomes == ["held", "refused", "held"]
+
+
 async def test_a_refusal_after_which_the_state_is_gone(
     gateway: Gateway, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +471,7 @@ async def test_a_refusal_after_which_the_state_is_gone(
             feed.history.reclaim_view()
         raise OverCapacityError("as the hub says", code="identity-joins")
 
+    gateway.settings = gateway.settings.model_copy(update={"linger": 0})  # each read keeps the feed anew
     await read(http, "prefix=/svc/")
     monkeypatch.setattr(gateway.registry, "join", join)
 
