@@ -89,7 +89,8 @@ class LongPoll(Response):
         """Wait for the channel to show another state.
 
         A replica that lags may show a state that is older than the client's. That state differs, and must not be given
-        to the client as news: two replicas would send the client to and fro. After the wait the state counts, whatever
+        to the client as news: two replicas would send the client to and fro. A tag shows the client's last put, and not
+        a later delete: against that, the client sends ``min_revision``. After the wait the state counts, whatever
         it is, because a restore lowers revisions.
         """
         feed, answers, read = self._feed, self._answers, self._answers.asked.read

@@ -261,6 +261,28 @@ async def test_a_replica_that_lags_gives_nothing_older(
     assert (await polling).json()["kvs"][0]["value"] == "3"
 
 
+async def test_a_delete_that_a_lagging_replica_does_not_have(
+    gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient
+) -> None:
+    """An ETag does not say when a key was deleted. With ``min_revision``, the older state is not given either."""
+    gateway.settings = gateway.settings.model_copy(update={"sync_timeout": HANG})
+    query = "prefix=/svc/&consistency=feed"
+    await http.get(f"/v1/kv?{query}")
+    keep = poll(http, query, await tag_of(http, "prefix=/svc/"))
+    await held(gateway)
+    fake.hold()
+    revision = fake.delete(b"/svc/a")
+    newer = await tag_of(http, "prefix=/svc/")
+    polling = poll(http, f"{query}&min_revision={revision}", newer)
+    await held(gateway, 2)
+    assert not polling.done()
+    fake.release()
+    assert (await keep).headers["etag"] == newer
+    fake.put(b"/svc/a", b"3")
+
+    assert (await polling).json()["kvs"][0]["value"] == "3"
+
+
 async def test_after_a_restore_the_lower_revision_counts(http: httpx.AsyncClient) -> None:
     """A revision of a history that has ended never comes: after the wait, the present state is the answer."""
     tag = await tag_of(http, "prefix=/svc/")
