@@ -17,6 +17,7 @@ from ..core.etag import ETag, parse_etag
 from ..core.page_token import parse_page_token
 from ..gateway import Gateway
 from ..tier.client import OUT_OF_REACH, Answer
+from ..tier.transport import MOST_HEAD
 from ..tier.upstream import GatewayUpstream
 from .kv_gzip import deflate
 from .kv_memory import answer_memory
@@ -25,8 +26,6 @@ from .kv_response import KvBody, revoked
 
 # The end of a list that has another page. In a key or a value, these quotes would be escaped.
 _NEXT_PAGE = re.compile(rb',"next_page":"([A-Za-z0-9_.-]+)"\}\n\Z')
-# Bytes of the longest such end: a token holds a key.
-_LONGEST_END = 16 * 1024
 
 
 class UpstreamReads:
@@ -60,7 +59,8 @@ class UpstreamReads:
             if answer.status == 404:
                 return KvBody(revision, None, hold, tag)
             encoded, page = answer.body, None
-            end = _NEXT_PAGE.search(encoded, max(0, len(encoded) - _LONGEST_END))
+            # A token holds a key, which may be long. One that is longer than a head cannot be sent back.
+            end = _NEXT_PAGE.search(encoded, max(0, len(encoded) - MOST_HEAD))
             if end is not None:
                 encoded, page = encoded[: end.start()], parse_page_token(end[1], read.selection.ranges)
             parts = await deflate(encoded) if read.gzip else [encoded]

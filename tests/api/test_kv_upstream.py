@@ -113,11 +113,12 @@ async def test_a_list_of_one_key(tmp_path: Path, more: str, status: int) -> None
     assert ("etag" in answer.headers) == ("count_only" not in more)
 
 
-async def test_the_token_of_a_page_is_for_both_tiers(tmp_path: Path) -> None:
-    """The token that the upstream has made for this gateway comes back to it unchanged."""
+@pytest.mark.parametrize("key", [b"/svc/a", b"/svc/" + b"a" * 40_000], ids=["short", "long"])
+async def test_the_token_of_a_page_is_for_both_tiers(tmp_path: Path, key: bytes) -> None:
+    """The token that the upstream has made for this gateway comes back to it unchanged, however long the key is."""
     (tmp_path / "policy").write_text("roles: {r: {read: ['/svc/']}}\nanonymous: [r]")
     epoch = epoch_of(CLUSTER, Selection((KeyRange("prefix", b"/svc/"),)))
-    token = PageToken(epoch, 120, b"/svc/a\0").token(reader_of("token:edge"))
+    token = PageToken(epoch, 120, key + b"\0").token(reader_of("token:edge"))
     async with scripted() as root:
         for policy, own in ((None, ""), (tmp_path / "policy", reader_of("anonymous"))):
             paged = Answered.of(BODY, X_Etcd_Revision="120")
