@@ -62,8 +62,12 @@ export function connectShared(workerUrl, url, ranges, options = {}) {
     port.postMessage({ follow: JSON.stringify([address, ranges, plain, bearer]) }); // as text: a Proxy cannot be sent
   });
 
-  const shared = (request, init) => (broken ? fetch(request, init) : ask(request, init));
-  const mirror = new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, transport: 'fetch', format: 'ndjson' });
+  // A connection of its own is made as the options ask. The mirror itself sees to the format: what a worker answers is
+  // NDJSON in any case. An EventSource takes the place of fetch(), and not of the worker.
+  const isEventSource = plain.transport === 'eventsource';
+  const shared = async (...words) =>
+    (!broken ? ask : isEventSource ? (await import('./event-source.js')).byEvents(fetch, options) : fetch)(...words);
+  const mirror = new Mirror(url, ranges, { ...plain, token, decode, fetch: shared, ...(isEventSource && { transport: 'fetch' }) });
 
   // The worker speaks while its gateway is silent: that a tab hears it proves nothing. Which gateway the worker has heard,
   // when, and when its state was last proven, is in its lines, as soon as it knows.

@@ -136,6 +136,15 @@ describe('shared mirrors', LIMIT, () => {
     assert.equal(gateway.waiting, 0);
   });
 
+  test('the worker asks for the format that the options name', async () => {
+    const mirror = follow({ format: 'sse', token: 'alice' });
+    const stream = await gateway.stream();
+    assert.deepEqual([stream.query.get('format'), stream.request.headers.accept], ['sse', 'text/event-stream']);
+    stream.open().state(10, { a: '1' });
+    await mirror.synced();
+    assert.deepEqual([values(mirror), tabs.length], [{ '/c/a': '1' }, 1]);
+  });
+
   test('a refusal fails all of them, and a new try asks again', async () => {
     const [one, two] = [follow(), follow()];
     (await gateway.stream()).problem(403, 'forbidden');
@@ -283,6 +292,47 @@ describe('shared mirrors', LIMIT, () => {
     const mirror = follow();
     (await gateway.stream()).open().state(10);
     await mirror.synced();
+  });
+
+  test('the connection of its own is made as the options ask', async () => {
+    const asked = [];
+    class EventSource extends EventTarget {
+      constructor(url) {
+        super();
+        asked.push(new URL(url).searchParams.get('format'));
+        setTimeout(() => { this.readyState = 2; this.onerror(); }); // gives up, so fetch() asks for the reason
+      }
+
+      close() {}
+    }
+    for (const isSilent of [false, true]) {
+      let workers = 0;
+      globalThis.SharedWorker = class {
+        port = new MessageChannel().port1;
+        constructor() {
+          workers++;
+          if (!isSilent) setTimeout(() => this.onerror(new Event('error')));
+        }
+      };
+      const left = async (mirror, before = workers) => {
+        await until(() => workers > before);
+        if (isSilent) mirror.reconnect();
+      };
+      const bySse = follow({ format: 'sse', token: 'alice' });
+      await left(bySse);
+      const stream = await gateway.stream();
+      const { accept: kind, authorization } = stream.request.headers;
+      assert.deepEqual([stream.query.get('format'), kind, authorization], ['sse', 'text/event-stream', 'Bearer alice']);
+      stream.open().state(10, { a: '1' });
+      await bySse.synced();
+      assert.deepEqual(values(bySse), { '/c/a': '1' });
+
+      const byEventSource = follow({ transport: 'eventsource', EventSource });
+      await left(byEventSource);
+      (await gateway.stream()).problem(403, 'forbidden');
+      await until(() => byEventSource.state === 'failed');
+      assert.deepEqual([asked.splice(0), byEventSource.problem.code], [['sse'], 'forbidden']);
+    }
   });
 
   test('a page that may have no worker has its own connection', async () => {
