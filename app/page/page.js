@@ -115,7 +115,7 @@ function draw() {
 function drawSharing() {
   const place = $(session || asked().length ? '#sharing .picture' : '#start-sharing .picture');
   const focused = place.contains(document.activeElement), scrolled = place.querySelector('.channels')?.scrollTop ?? 0;
-  place.replaceChildren(feeds.answer ? drawPicture(feeds.answer, session?.ranges ?? null, session?.mirror.state === 'live' || session?.mirror.state === 'stale')
+  place.replaceChildren(feeds.answer ? drawPicture(feeds.answer, session?.ranges ?? null, ['live', 'stale', 'syncing'].includes(session?.mirror.state))
     : drawRefusal(admin, feeds.problem));
   const channels = place.querySelector('.channels');
   if (channels) channels.scrollTop = scrolled;

@@ -131,7 +131,8 @@ function follow(mirror, url, ranges, options) {
   const isSilent = () => Math.max(...now().map((time, at) => time - since[at])) > (isOpen ? 3000 * heartbeat : 10_000);
 
   Object.defineProperty(mirror, 'state', {
-    get: () => (!isOpen ? phase : doubt || isSilent() ? STALE : synced ? 'live' : 'syncing'),
+    // Without a revision there is nothing that could be old.
+    get: () => (!isOpen ? phase : mirror.revision && (doubt || isSilent()) ? STALE : synced ? 'live' : 'syncing'),
   });
 
   const say = (type, detail) => mirror.dispatchEvent(new CustomEvent(type, { detail }));
@@ -186,7 +187,7 @@ function follow(mirror, url, ranges, options) {
     if (!final) {
       const backoff = Math.min(30_000, 1000 * 2 ** failures++) * (0.1 + 0.9 * Math.random());
       const delay = Math.min(300_000, (wait > 0 && wait) + backoff); // the gateway never asks for more
-      mirror.retryAt = Date.now() + delay;
+      [mirror.retryAt] = now(delay);
       timer = setTimeout(open, delay);
     }
     tell(reason);
@@ -318,7 +319,7 @@ function follow(mirror, url, ranges, options) {
       mirror.expires = expires ?? mirror.expires;
       mirror.retryAt = retry_at;
       doubt = state === STALE && (detail || `etcd is out of reach, or ${BEHIND}`);
-      const proven = Date.now() - 1000 * age || Date.parse(since); // an older gateway says only the time of its clock
+      const proven = now(-1000 * age)[0] || Date.parse(since); // an older gateway says only the time of its clock
       if (doubt && proven && synced) mirror.provenAt = Math.min(mirror.provenAt ?? proven, proven);
       tell();
     }],
@@ -344,7 +345,7 @@ function follow(mirror, url, ranges, options) {
     }
     mirror.revision = revision;
     prove(); // before anybody is told
-    if (changes.length) say('changes', { revision, changes, ...reset });
+    if (changes[0]) say('changes', { revision, changes, ...reset });
     aside = new Map();
     reset = null;
     tell();

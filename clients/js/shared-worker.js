@@ -27,7 +27,7 @@ class Shared {
     this.mirror = new Mirror(url, ranges, { ...options, token });
     this.mirror.addEventListener('reset', ({ detail }) => { this.#reset = detail; });
     this.mirror.addEventListener('changes', ({ detail }) => this.#send(
-      'reset' in detail ? this.#state() + this.#synced() : this.#proof() + this.#changes(detail),
+      'reset' in detail ? this.#whole() : this.#proof() + this.#changes(detail),
     ));
     this.mirror.addEventListener('state', () => {
       if (this.mirror.reason?.startsWith('revoked')) this.#fail({ problem: null, final: false }); // each tab asks anew
@@ -43,9 +43,7 @@ class Shared {
     if (this.mirror.state === 'disconnected') this.mirror.reconnect();
     this.ports.set(port, Date.now());
     // Always the whole state: a cursor does not say which history it is from, and the tab tells only differences.
-    // The status comes before `synced`, too: a tab is never live while the mirror is not.
-    const lines = this.mirror.revision ? this.#state() + this.#status() + this.#synced() : this.#proof();
-    port.postMessage({ lines: lines + this.#status() });
+    port.postMessage({ lines: (this.mirror.revision ? this.#whole() : this.#proof()) + this.#status() });
   }
 
   leave(port) {
@@ -76,6 +74,9 @@ class Shared {
     return line({ type: 'reset', ...this.#reset }) + items.join('');
   }
 
+  // The status comes before `synced`: what a tab has is never called live, or stale, while that of the mirror is not.
+  #whole() { return this.#state() + this.#status() + this.#synced(); }
+
   // Which gateway answers, when it was last heard, and when the state was last proven. A tab that counted what it hears
   // from this worker would take a state for current while the gateway says nothing.
   #proof() {
@@ -98,7 +99,7 @@ class Shared {
 
   #status() {
     const { state, reason, provenAt, retryAt, expires, ranges, revision } = this.mirror;
-    if (!revision && /connecting|syncing/.test(state)) return '';
+    if (!revision && !reason) return '';
     const event = { type: 'status', state: state === 'live' ? 'live' : 'stale', ranges, ...(expires && { expires }) };
     if (state === 'live') return line(event);
     const since = provenAt && new Date(provenAt).toISOString();
@@ -110,7 +111,7 @@ class Shared {
     const status = this.#status();
     let lines = status === this.#told ? '' : (this.#told = status);
     // The first state is `synced`, although nothing has changed if it has no keys.
-    if (revision && !this.#revision) lines = this.#state() + this.#synced() + lines;
+    if (revision && !this.#revision) lines = this.#whole();
     else if (revision !== this.#revision)
       lines = this.#proof() + lines + line({ type: 'bookmark', revision, state: state === 'live' ? state : 'stale' }, cursor);
     else if (lines || !revision) lines = this.#proof() + lines;

@@ -160,6 +160,21 @@ describe('what it tells', LIMIT, () => {
     assert.ok(mirror.provenAt >= proven);
   });
 
+  test('it is not stale before it has a state: it has nothing that could be old', async () => {
+    const mirror = follow();
+    const told = hear(mirror, 'state');
+    const stream = (await gateway.stream()).open();
+    stream.send('status', { state: 'stale', since: new Date(0).toISOString(), age: 200, ranges: [] });
+    await until(() => mirror.reason === 'etcd is out of reach, or this client is behind');
+    assert.deepEqual([mirror.state, mirror.revision, mirror.provenAt], ['syncing', 0, null]);
+    stream.state(10);
+    await turns(mirror, 'stale');
+    assert.deepEqual([mirror.revision, mirror.reason], [10, 'etcd is out of reach, or this client is behind']);
+    stream.send('status', { state: 'live', ranges: [] });
+    await mirror.synced();
+    assert.deepEqual(told.map(({ state }) => state), ['syncing', 'syncing', 'stale', 'live']);
+  });
+
   test('a gateway that has proven nothing for long says nothing of the state of another one', async () => {
     const mirror = follow();
     const first = (await gateway.stream()).open().state(10);
@@ -401,6 +416,17 @@ describe('silence', LIMIT, () => {
     stream.put('/c/a', 'old', 11);
     await stream.closed;
     assert.deepEqual([mirror.state, mirror.reason, mirror.revision], ['disconnected', 'silent', 10]);
+  });
+
+  test('before the first state is no old state', async () => {
+    const mirror = follow();
+    const stream = (await gateway.stream()).open();
+    await turns(mirror, 'syncing');
+    const now = Date.now();
+    mock.method(Date, 'now', () => now + 46_000);
+    assert.equal(mirror.state, 'syncing');
+    await stream.closed;
+    assert.deepEqual([mirror.state, mirror.reason, mirror.revision], ['disconnected', 'silent', 0]);
   });
 
   test('any byte is a sign of life', async () => {

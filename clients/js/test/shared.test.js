@@ -122,6 +122,29 @@ describe('shared mirrors', LIMIT, () => {
     }
   });
 
+  test('are not stale before they have a state, and tell why there is none', async () => {
+    const mirror = follow();
+    const told = [];
+    mirror.addEventListener('state', () => told.push([mirror.state, mirror.revision > 0]));
+    (await gateway.stream()).problem(503, 'etcd-unavailable', { 'Retry-After': '200' });
+    await until(() => mirror.retryAt);
+    assert.deepEqual([mirror.state, mirror.reason], ['syncing', 'HTTP 503 etcd-unavailable: no']);
+    const late = follow(); // who joins does not wait
+    const stream = (await gateway.stream()).open();
+    await until(() => mirror.retryAt === null);
+    stream.send('status', { state: 'stale', since: '2026-01-01T00:00:00Z', age: 200, ranges: [] });
+    await until(() => mirror.reason === 'etcd is out of reach, or this client is behind');
+    await until(() => late.reason === mirror.reason);
+    assert.deepEqual([mirror.state, late.state, mirror.revision, mirror.provenAt], ['syncing', 'syncing', 0, null]);
+    stream.send('status', { state: 'live', ranges: [] }).state(10, { a: '1' });
+    for (const one of mirrors) await one.synced();
+    assert.deepEqual(told.filter(([state, has]) => state === 'stale' || has), [['live', true]]);
+    const next = follow(undefined, `/d/${range}`); // whose first state is old
+    (await gateway.stream()).open().send('status', { state: 'stale', ranges: [] }).state(10, { a: '1' });
+    await until(() => next.revision === 10);
+    assert.deepEqual([next.state, next.reason], ['stale', 'etcd is out of reach, or this client is behind']);
+  });
+
   test('have a connection for each token and each selection', async () => {
     follow({ token: 'alice' });
     assert.equal((await gateway.stream()).request.headers.authorization, 'Bearer alice');
