@@ -59,7 +59,7 @@ async function route() {
   address.show(ranges);
   document.title = `${ranges.length ? `${ranges.map(label).join(' + ')} · ` : ''}etcd-watch-gateway`;
   $('#start').hidden = ranges.length > 0;
-  $('#browse').hidden = $('#foot').hidden = !ranges.length;
+  $('#browse').hidden = $('#foot').hidden = $('.skip').hidden = !ranges.length;
   document.body.classList.toggle('browsing', ranges.length > 0);
   panes.enable(ranges.length > 0);
   drawSharing();
@@ -144,6 +144,11 @@ document.addEventListener('keydown', (event) => {
   does();
 });
 $('#help-open').addEventListener('click', () => $('#help').showModal());
+$('.skip').addEventListener('click', (event) => {
+  event.preventDefault(); // the fragment of the address says what is followed
+  panes.show('keys');
+  $('#keys-grid').focus();
+});
 $('.brand').addEventListener('click', (event) => {
   event.preventDefault();
   history.pushState(null, '', location.pathname);

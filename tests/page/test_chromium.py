@@ -388,6 +388,28 @@ async def test_what_there_is_to_follow(page: Page, gateway: FakeGateway) -> None
     assert await findings(page) == []
 
 
+async def test_cards_of_single_keys(page: Page, gateway: FakeGateway) -> None:
+    """A single key is there or not: the gateway counts only lists, and refuses the key if only its name may be read."""
+    gateway.answers["/v1/access"] = {
+        "identity": "anonymous",
+        "roles": [],
+        "read": ["key=/leader", "key=/none", "prefix=/svc/"],
+        "keys_only": ["key=/secret", "prefix=/names/"],
+    }
+    refused = {"status": 400, "code": "conflicting-parameters", "title": "Bad request", "detail": "no"}
+    for name in ("/leader", "/none", "/secret"):
+        gateway.answers[f"/v1/kv?key={name}&count_only=1"] = refused
+    gateway.answers["/v1/kv?key=/none"] = {"status": 404, "code": "key-not-found", "title": "Not found", "detail": "no"}
+    gateway.answers["/v1/kv?key=/leader"] = {"revision": 5, "cursor": "", "kv": {"key": "/leader", "value": "x"}}
+    gateway.answers["/v1/kv?key=/secret"] = {"status": 403, "code": "forbidden", "title": "Forbidden", "detail": "no"}
+    gateway.answers["/v1/kv?prefix=/svc/&count_only=1"] = {"count": 3}
+    gateway.answers["/v1/kv?prefix=/names/&count_only=1"] = {"count": 2}
+    await page.goto(gateway.url)
+    await expect(page.locator("#cards a")).to_have_text(
+        ["key /leader1 key", "key /noneno key", "/svc/3 keys", "key /secretkeys only", "/names/2 keys"]
+    )
+
+
 async def test_takes_its_ranges_from_a_query(page: Page, gateway: FakeGateway) -> None:
     """?prefix= is a link too, for users who cannot write a fragment."""
     assert (await open_page(page, gateway, "?prefix=%2Fsvc%2F")).query["prefix"] == "/svc/"
@@ -426,6 +448,8 @@ async def test_only_keys(page: Page, gateway: FakeGateway) -> None:
     await key(page, "/svc/a").click()
     await expect(page.locator("#value-body")).to_contain_text("You may read the keys here, but not their values.")
     await expect(page.locator("#curl")).to_contain_text("&keys_only=1")
+    await expect(page.locator(".command")).to_have_count(0)  # /v1/kv?key= is refused
+    await expect(page.locator(".copies button")).to_have_text(["key"])
 
 
 # --- what is current --------------------------------------------------------------------------------------------------
@@ -673,6 +697,27 @@ async def test_the_keyboard_is_enough(page: Page, gateway: FakeGateway) -> None:
     await page.focus("#events-list")
     await page.keyboard.press("Home")
     await expect(page.locator(".value-key")).to_have_text("/svc/api/x")
+
+
+async def test_the_skip_link(page: Page, gateway: FakeGateway) -> None:
+    """It leads to the keys, on a phone too, and leaves what is followed. The start page has no keys, and no link."""
+    await opened(page, gateway)
+    await page.locator("#panes button", has_text="Events").evaluate("(button) => button.click()")
+    await page.evaluate("document.activeElement.blur()")
+    await page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the keys")
+    await expect(skip).to_be_focused()
+    for width in (1280, 360):
+        await page.set_viewport_size({"width": width, "height": 700})
+        await skip.focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#keys-grid")).to_be_focused()
+        assert page.url == f"{gateway.url}/#prefix=/svc/"
+        await expect(page.locator("#browse")).to_be_visible()
+    assert gateway.waiting == 0, "the page follows by another stream"
+    await page.goto(gateway.url)
+    await expect(page.locator("#cards a")).to_have_count(2)
+    await expect(page.locator(".skip")).to_be_hidden()
 
 
 async def test_fits_a_phone(page: Page, gateway: FakeGateway) -> None:

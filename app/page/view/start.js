@@ -10,6 +10,7 @@ const MOST_KEYS = 10_000; // keys of which the folders at the top are read, if e
 const AT_ONCE = 4;
 const AGAIN = 3000; // ms
 
+const isKey = (range) => parse(range).kind === 'key';
 const mayPass = (status) => status === 0 || status === 429 || status >= 500; // asked again
 
 export class Start {
@@ -46,7 +47,8 @@ export class Start {
     const list = h('ul', { class: 'cards' });
     const cards = ranges.map((one) => ({ one, card: this.#card(query([parse(one)]), label(parse(one)), keysOnly.has(one) ? 'keys only' : '…') }));
     list.append(...cards.map(({ card }) => card));
-    this.#counts(cards, turn, list);
+    // Whether a single key exists is in its value only, which not everybody may read.
+    this.#counts(cards.filter(({ one }) => !(keysOnly.has(one) && isKey(one))), turn, list);
     return ranges.length ? h('section', {}, h('h2', {}, title), list) : null;
   }
 
@@ -59,7 +61,8 @@ export class Start {
     const work = async () => {
       for (let next; (next = queue.shift()) && turn === this.#turn;) {
         const { status, body } = await this.#count(next.one);
-        next.card.querySelector('.note').textContent = status === 200 ? plural(body.count, 'key') : status === 404 ? 'no key' : body.title ?? 'no answer';
+        next.card.querySelector('.note').textContent = status === 200 ? plural(body.count ?? 1, 'key')
+          : body.code === 'key-not-found' ? 'no key' : body.title ?? 'no answer';
         if (mayPass(status)) failed.push(next);
         if (next.one === 'prefix=' && status === 200) await this.#folders(list, body.count, turn);
       }
@@ -68,7 +71,8 @@ export class Start {
     if (failed.length) setTimeout(() => turn === this.#turn && this.#counts(failed, turn, list), AGAIN);
   }
 
-  #count(range) { return this.gateway.ask(`v1/kv?${range}&count_only=1`); }
+  /** A single key is asked for itself: the gateway counts only lists. */
+  #count(range) { return this.gateway.ask(`v1/kv?${range}${isKey(range) ? '' : '&count_only=1'}`); }
 
   /** If every key may be read, the folders at the top say more than one card. */
   async #folders(list, total, turn) {

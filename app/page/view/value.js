@@ -86,7 +86,7 @@ export class Value {
   }
 
   #head(entry) {
-    const token = Boolean(this.#session.token), gone = this.#entry === null;
+    const token = Boolean(this.#session.token), bare = this.#session.keysOnly, gone = this.#entry === null;
     const command = curlKey(this.home, this.#key, { token });
     const fact = (name, ...what) => h('div', {}, h('dt', {}, name), h('dd', {}, ...what));
     return h('div', { class: 'value-head' },
@@ -95,11 +95,12 @@ export class Value {
       h('dl', { class: 'facts' },
         fact('revision', count(entry.modRevision)), fact('created at', count(entry.createRevision)),
         fact('version', count(entry.version)), fact('lease', h('span', { class: 'mono' }, entry.lease ?? 'none')),
-        this.#session.keysOnly ? null : fact('size', size(byteLength(entry))),
+        bare ? null : fact('size', size(byteLength(entry))),
         fact(gone ? 'deleted' : 'changed', h('span', { id: 'value-age' }))),
       h('div', { class: 'copies' }, h('span', { class: 'dim' }, 'Copy'), copyButton('key', () => shown(this.#key)),
-        this.#session.keysOnly ? null : copyButton('value', () => entry.value ?? entry.valueBase64), copyButton('curl', () => command)),
-      h('pre', { class: 'command', tabindex: 0, 'aria-label': 'The same in a shell' }, command));
+        ...(bare ? [] : [copyButton('value', () => entry.value ?? entry.valueBase64), copyButton('curl', () => command)])),
+      // Whoever may read only the keys is refused a single one.
+      bare ? null : h('pre', { class: 'command', tabindex: 0, 'aria-label': 'The same in a shell' }, command));
   }
 
   #content(entry) {
