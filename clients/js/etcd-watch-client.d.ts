@@ -77,7 +77,10 @@ export interface Options<T = unknown> {
   mode?: "latest";
   /** Further parameters of the request: `{ scope: "permitted" }`, `{ interval: "2s" }`, `{ min_revision: 15 }`. */
   query?: Readonly<Record<string, string | number>>;
-  /** Is called once for each entry that changed, for example `JSON.parse`. The result is `entry.decoded`. */
+  /**
+   * Is called once for each entry that changed, for example `(text) => JSON.parse(text ?? "null")`. The result is
+   * `entry.decoded`.
+   */
   decode?: (value: string | null, entry: Entry<T>) => T;
   /** Instead of the global ones, for example to send cookies to another origin. */
   fetch?: typeof fetch;

@@ -16,6 +16,9 @@ const mirror = new Mirror<Flag>("http://127.0.0.1:8080", ["/config/", { key: "/l
   mode: "latest",
   fetch: (url, init) => fetch(url, { ...init, credentials: "include" }),
 });
+new Mirror("/", "/", { decode: (text) => JSON.parse(text ?? "null") }).entries.get("a")?.decoded;
+// @ts-expect-error - a value that is not UTF-8 is null, which is no text
+new Mirror("/", "/", { decode: JSON.parse });
 mirror.addEventListener("changes", ({ detail }) => {
   for (const change of detail.changes) {
     const on: boolean | undefined = change.entry?.decoded?.on;
