@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etcd_watch_client.cli import runner
@@ -58,6 +59,26 @@ async def test_nothing_of_a_command_is_left(tmp_path: Path) -> None:
     """Not only the shell ends: what it waits for does, too."""
     run, said = await begin(ENDS, tmp_path)
     run.cancel()
+    assert await rest(said) == b""
+    await asyncio.wait([run])
+    assert run.cancelled()
+
+
+async def test_a_command_that_is_cancelled_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell may have started others before it is known to have begun itself."""
+    create, goes_on = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def slow(*words: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await create(*words, **options)
+        await goes_on.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    run, said = await begin(ENDS, tmp_path)
+    for _ in range(2):
+        run.cancel()
+        await asyncio.sleep(0)
+    goes_on.set()
     assert await rest(said) == b""
     await asyncio.wait([run])
     assert run.cancelled()

@@ -53,16 +53,35 @@ class Runner:
             file.write(document.encode())
             file.seek(0)
             # A session of its own: a signal to its group reaches what the shell starts, and not this process.
-            process = await asyncio.create_subprocess_exec(
+            starting = asyncio.create_subprocess_exec(
                 "sh", "-c", self._command, stdin=file, env=environment, start_new_session=True
             )
+            process, cancelled = await _started(asyncio.create_task(starting))
         try:
+            if cancelled is not None:
+                raise cancelled
             await process.wait()
         except BaseException:
             await _end(process)
             raise
         assert process.returncode is not None
         return process.returncode
+
+
+async def _started(
+    starting: asyncio.Task[asyncio.subprocess.Process],
+) -> tuple[asyncio.subprocess.Process, asyncio.CancelledError | None]:
+    """Return the process, and what has cancelled the caller meanwhile.
+
+    A cancelled start kills the shell alone, and not what the shell has started already.
+    """
+    cancelled = None
+    while not starting.done():
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return starting.result(), cancelled
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
