@@ -217,7 +217,9 @@ class Reader:
             limit: seconds; the reader may wait longer while no error is known.
             in_trouble: etcd is out of reach, or the feed's last attempt failed.
         """
-        waits = self.phase is WAITING or (self._history.view is None and not self._synced)
+        history = self._history
+        replaced = self._generation != history.log.generation and not history.joinable
+        waits = self.phase is WAITING or (not self._synced and (replaced or history.view is None))
         return waits and waited > (limit if in_trouble else max(limit, LONGEST_WAIT))
 
     # --- reports from the shell --------------------------------------------------------------------------------------
@@ -273,8 +275,9 @@ class Reader:
         phase = self.phase
         if phase is WAITING:
             return self._join(size)
-        if self._generation != self._history.log.generation and self._history.joinable:
-            return self._begin_snapshot(self._history.reason)
+        if self._generation != log.generation:
+            # The rest of the old state must not come: its view has gone, and ``synced`` would say that all of it came.
+            return self._begin_snapshot(self._history.reason) if self._history.joinable else b""
         if self._history.view is None:
             return b""  # the feed dropped its view: a reset follows
         if phase is SNAPSHOT:
@@ -436,11 +439,9 @@ class Reader:
 
     def _follow(self, size: int) -> bytes:
         log = self._history.log
-        if self._generation != log.generation:
-            return b""
         if self.revision < log.floor:
-            if log.tip < self.min_revision:
-                return b""
+            if log.tip < self.min_revision or not self._history.joinable:
+                return b""  # while the feed is in doubt, the view may be of an ended history
             policy = self._counting_policy()
             if not policy.too_slow:
                 self._lagged = True

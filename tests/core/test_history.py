@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore, State
 from app.core.feed_messages import Compacted, Created, SnapshotFailed, SnapshotTaken, TakeSnapshot
@@ -182,3 +184,36 @@ def test_why_a_cursor_has_no_history() -> None:
     history.unproven = "restored"
     history.install(Snapshot.of(200, []), 7, oversized=False)
     assert [history.why_ended(revision) for revision in (79, 199, 200)] == ["restored", "restored", None]
+
+
+@pytest.mark.parametrize("reclaimed", [False, True])
+def test_no_old_state_is_completed_after_it_was_replaced(reclaimed: bool) -> None:
+    """A reader is in the middle of a state when the feed starts anew, twice. What it has is never said to be complete:
+    with its view dropped for want of memory, ``synced`` came after a part of the state.
+    """
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
+    within = reader(core)
+    assert words(within.read(1)) == ["reset:initial", "put@5"]
+    core.handle(Compacted(120), 0.0)
+    core.handle(Created(150), 0.0)
+    if reclaimed:
+        core.history.reclaim_view()
+        within.drop_snapshot()
+        assert read_all(within) == []
+    take(core)
+    core.handle(Compacted(9999), 0.0)
+    assert not core.history.joinable
+    assert read_all(within) == []
+    assert within.waits_in_vain(11.0, 10.0, in_trouble=True)
+
+
+def test_a_feed_in_doubt_gives_no_state_to_who_lags() -> None:
+    """The view may be of a history that has ended. The reset that follows has the true reason."""
+    core = live(put(5, b"/a/1"))
+    behind = reader(core)
+    read_all(behind)
+    say(core, 101, 102)
+    core.handle(Compacted(120), 0.0)
+    core.history.log.reclaim(1 << 30)
+    assert behind.revision < core.history.log.floor
+    assert read_all(behind) == []
