@@ -22,6 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
+# Seconds for a lookup: glibc asks three name servers twice, 5 s each.
+LOOKUP_TIMEOUT = 30.0
 # Seconds that an address has before the next one is tried beside it.
 STAGGER = 0.25
 
@@ -30,13 +32,25 @@ _Lookup = asyncio.Future[list[str] | OSError]
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str], _Lookup] = {}
 
 
-async def connect(host: str, port: int, tls: ssl.SSLContext | None = None) -> Streams:
-    """Return a connection to *host*, with TLS if there is a context. Raises OSError."""
+async def connect(host: str, port: int, tls: ssl.SSLContext | None = None, *, timeout: float | None = None) -> Streams:
+    """Return a connection to *host*, with TLS if there is a context.
+
+    Args:
+        timeout: seconds, without those of the lookup: a name server that does not answer takes 5 s before the next one
+            is asked, and whoever gave up just then, and asked again, never had an address.
+
+    Raises:
+        TimeoutError: the name's addresses, or the connection, took too long.
+        OSError: there is no connection.
+    """
 
     def to(address: str) -> Awaitable[Streams]:
         return asyncio.open_connection(address, port, ssl=tls, server_hostname=host if tls is not None else None)
 
-    return await first(await resolve(host), to)
+    async with asyncio.timeout(None if timeout is None else LOOKUP_TIMEOUT):
+        addresses = await resolve(host)
+    async with asyncio.timeout(timeout):
+        return await first(addresses, to)
 
 
 async def resolve(host: str) -> list[str]:
@@ -47,7 +61,11 @@ async def resolve(host: str) -> list[str]:
     lookup = _lookups.get((loop, host))
     if lookup is None:
         lookup = _lookups[loop, host] = loop.create_future()
-        threading.Thread(target=_look_up, args=(loop, host), name="resolve", daemon=True).start()
+        try:
+            threading.Thread(target=_look_up, args=(loop, host), name="resolve", daemon=True).start()
+        except RuntimeError as error:  # the system gives no thread
+            del _lookups[loop, host]
+            raise OSError(f"the name cannot be looked up: {error}") from None
     found = await asyncio.shield(lookup)
     if isinstance(found, OSError):
         raise type(found)(*found.args)
@@ -104,6 +122,7 @@ async def first(addresses: Iterable[str], connect: Callable[[str], Awaitable[Str
             if task is not winner:
                 task.cancel()
                 task.add_done_callback(_discard)
+        del error, tasks  # the error's traceback has this frame: garbage that only a collection would find
 
 
 def _discard(task: asyncio.Task[Streams]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
 
 import pytest
 
@@ -179,3 +180,31 @@ async def test_an_address_is_not_looked_up(resolver: Resolver, address: str) -> 
     """It costs no thread."""
     assert await resolve(address) == [address]
     assert resolver.asked == []
+
+
+async def test_without_a_thread(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next who asks has a lookup: nobody waits for one that has not begun."""
+    resolver.gate.set()
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(OSError, match="cannot be looked up: can't start new thread"):
+            await resolve("name")
+    assert await resolve("name") == ["127.0.0.1"]
+
+
+async def test_a_lookup_takes_longer_than_a_connection_may(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gives up just before the addresses come, and asks again, would never have them."""
+    streams = cast("Streams", object())
+
+    async def at_once(*_arguments: object) -> Streams:
+        return streams
+
+    monkeypatch.setattr(dial, "first", at_once)
+    dialling = asyncio.create_task(connect("name", 1, timeout=0.0))
+    await soon(lambda: resolver.asked == ["name"])
+    resolver.gate.set()
+    assert await dialling is streams

@@ -80,6 +80,7 @@ TIMEOUTS_ALLOWED = {
     "workers/test_team.py": "a stopped process never answers, however long a client waits",
     "integration/test_rollout.py": "the pace of a loop",
     "test_memory.py": "seconds of a virtual clock",
+    "test_dial.py": "the time of a connection, which does not count during the lookup",
     "support/embedded.py": "one try of several",
     "support/secure.py": "one try of several",
     "dev/test_embedded.py": "a frozen etcd never answers, however long a client waits",

@@ -171,7 +171,8 @@ class Connection:
         async with asyncio.timeout(self._timeout):
             self._reader, self._writer = await connect(parts.hostname or "", port, self._tls)
         name = self._writer.get_extra_info("sockname")
-        self.address = f"{name[0]}:{name[1]}"
+        # As the gateway writes it.
+        self.address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
         if (tls := self._writer.get_extra_info("ssl_object")) is not None:
             self.protocol = tls.selected_alpn_protocol() or ""
 

@@ -171,7 +171,7 @@ def _gateway_counts(instance: str, metrics: Metrics) -> GatewayCounts:
         held=EtcdCounts(value("etcd_watchers"), value("etcd_watch_streams")),
         history=value("etcd_history_watchers"),
         subscribers=value("subscribers"),
-        served=value("streams"),
+        served=value("streams") + int(metrics.find(f"{NAMESPACE}_held_answers") or 0),  # older gateways do not tell
         unavailable=int(metrics.find(f"{NAMESPACE}_pins_unavailable") or 0),
     )
 

@@ -16,10 +16,11 @@ from .sink import SINKS
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the process began, except ``serving``, which counts the open streams."""
+    """Counts since the process began, except ``serving``, the open streams, and ``held``, the held answers."""
 
     opened: int = 0
     serving: Counter[str] = field(default_factory=Counter)  # by sink
+    held: int = 0  # answers of /v1/kv, whose subscribers have no stream
     bytes: int = 0
     handed: Counts = field(default_factory=Counts)  # what all readers have returned
     closed: Counter[str] = field(default_factory=Counter)
@@ -30,6 +31,7 @@ class Counters:
         return StreamStatistics(
             opened=self.opened,
             serving={name: self.serving[name] for name in SINKS},
+            held=self.held,
             bytes=self.bytes,
             items=self.handed.items,
             resets=dict(self.handed.resets),
@@ -44,6 +46,7 @@ class StreamStatistics:
 
     opened: int
     serving: Mapping[str, int]
+    held: int
     bytes: int
     items: int
     resets: Mapping[str, int]

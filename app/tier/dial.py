@@ -13,7 +13,7 @@ from ..dial import Streams, connect
 # Opens a connection to where a URL leads. Raises httpx.TransportError.
 Dial = Callable[[httpx.URL], Awaitable[Streams]]
 
-# Seconds for a connection to be made, TLS included.
+# Seconds for a connection to be made, TLS included, once the addresses are known.
 CONNECT_TIMEOUT = 5.0
 
 
@@ -38,8 +38,7 @@ def tcp(tls: ssl.SSLContext | None) -> Dial:
         context = tls if url.scheme == "https" else None
         port = url.port or (80 if context is None else 443)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                return await connect(url.host, port, context)
+            return await connect(url.host, port, context, timeout=CONNECT_TIMEOUT)
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection within {CONNECT_TIMEOUT:g} s") from None
         except OSError as error:

@@ -373,6 +373,8 @@ async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> No
         polling = poll(http, query, tag)
         await held(gateway)
         assert (len(quotas.identities), len(quotas.addresses)) == (1, 1)
+        # The alert GatewaySubscribersWithoutStream compares the two.
+        assert gateway.statistics().watch.subscribers == gateway.statistics().streams.held == 1
         refused = await poll(http, query, tag)
         fake.put(b"/svc/a", b"2")
         answer = await polling
@@ -380,6 +382,7 @@ async def test_a_held_read_counts_as_a_stream(fake: FakeEtcd, source: str) -> No
         assert (refused.status_code, refused.json()["code"]) == (429, "address-streams")
         assert answer.status_code == 200
         assert (len(quotas.identities), len(quotas.addresses)) == (0, 0)
+        assert gateway.statistics().watch.subscribers == gateway.statistics().streams.held == 0
 
 
 @SOURCES

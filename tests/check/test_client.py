@@ -259,3 +259,19 @@ async def test_the_protocol_that_a_server_chooses(tmp_path: Path, offered: list[
 async def test_without_tls_no_protocol_is_chosen() -> None:
     """Nothing is asked."""
     assert await Client().protocol("http://127.0.0.1:1") == ""
+
+
+async def test_an_address_is_written_as_the_gateway_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another form of an IPv6 address, the check took itself for the client of a proxy."""
+
+    class Writer:
+        def get_extra_info(self, name: str) -> object:
+            return ("::1", 5, 0, 0) if name == "sockname" else None
+
+    async def connected(*_arguments: object) -> tuple[None, Writer]:
+        return None, Writer()
+
+    monkeypatch.setattr("app.check.client.connect", connected)
+    stream = Client().stream("http://[::1]:1/v1/watch", {}, Departure.RESET)
+    await stream.connect()
+    assert stream.address == "[::1]:5"

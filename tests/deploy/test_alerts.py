@@ -18,6 +18,7 @@ from tests.support.prometheus import promtool
 
 Rule = dict[str, Any]
 
+EDGE = ("-f", str(CHART / "ci" / "upstream-values.yaml"))
 ON = (*CHOICE, "--set", "prometheusRule.enabled=true")
 pytestmark = pytest.mark.process  # helm is a process
 
@@ -75,6 +76,7 @@ def pod(name: str, **changed: Shape) -> World:
         "subscribers_max": 20_000,
         'streams{sink="fast"}': 100,
         'streams{sink="portable"}': 0,
+        "held_answers": 0,
         "streams_opened_total": lambda minute: 1000 + 4 * minute,
         'feeds{state="live"}': 10,
         'feeds{state="opening"}': 0,
@@ -418,6 +420,7 @@ QUIET: dict[str, Callable[[], World]] = {
             "streams__fast": later(100, lambda since: max(0, 100 - 5 * since)),
         }
     ),
+    "long polls": lambda: world({"subscribers": later(100, lambda _: 150), "held_answers": later(0, lambda _: 50)}),
     "history is read all the time": lambda: world({"etcd_watchers": 13, "etcd_history_watchers": 3}),
     "a scrape between": lambda: world({"etcd_watchers": lambda minute: 11 if minute % 4 < 2 else 10}),
     "pins without clients": lambda: world(
@@ -540,6 +543,9 @@ def test_what_is_left_out() -> None:
     etcd = {"EtcdWatchStreamsGrow", "EtcdWatchersGrow"}
 
     assert set(alerts()) - set(alerts(*ON, "--set", "prometheusRule.etcdMetrics=false")) == etcd
+    assert set(alerts()) - set(alerts(*EDGE, "--set", "prometheusRule.enabled=true")) == etcd, (
+        "an edge has no watch there"
+    )
     assert set(alerts()) - set(alerts(*ON, "--set", "replicas=0")) == {"GatewayMetricsMissing"}
     assert set(alerts(*ON, "--set", "replicas=0,autoscaling.enabled=true")) == set(alerts())
 
