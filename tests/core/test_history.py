@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore, State
@@ -11,6 +16,7 @@ from app.core.history import History
 from app.core.log import Bounds
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot
+from app.core.state_table import InvalidTransitionError
 from tests.core.test_reader import live, put, reader, say, words
 
 LIVE = Snapshot.of(100, [put(90, b"/a/90"), put(95, b"/a/95")])
@@ -217,3 +223,56 @@ def test_a_feed_in_doubt_gives_no_state_to_who_lags() -> None:
     core.history.log.reclaim(1 << 30)
     assert behind.revision < core.history.log.floor
     assert read_all(behind) == []
+
+
+DOUBT, CREATED, TAKE = "the feed is in doubt", "its next watch is created", "its next state is read"
+ANEW = (DOUBT, CREATED, TAKE)
+ALONE = (DOUBT, CREATED, TAKE, "reclaim", "shed", "write", "join", "read little", "read all")
+STEPS = st.one_of(
+    st.sampled_from(ALONE).map(lambda one: (one,)),
+    st.sampled_from((ANEW, (DOUBT, CREATED, "reclaim", TAKE), (*ANEW, DOUBT))),
+)
+
+
+@given(st.lists(STEPS, max_size=12))
+def test_what_is_called_complete_is_the_newest_state(steps: list[tuple[str, ...]]) -> None:
+    """Whatever happens to the feed between two reads: at ``synced`` a client has all of the feed's newest state."""
+    core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
+    states = {100: {5, 6, 7}}
+    began = tip = 100
+    readers: list[Reader] = []
+    mirrors: list[set[int]] = []
+    for step in ("join", *itertools.chain.from_iterable(steps), "read all"):
+        with contextlib.suppress(InvalidTransitionError):  # nothing has changed then
+            if step == "write" and core.state is State.LIVE:
+                tip = core.history.log.tip + 1
+                say(core, tip)
+            elif step == DOUBT:
+                core.handle(Compacted(tip + 50), 0.0)
+            elif step == CREATED:
+                core.handle(Created(tip + 60), 0.0)
+            elif step == TAKE:
+                items = [put(tip + number, f"/a/{number}".encode()) for number in range(1, 4)]
+                core.handle(SnapshotTaken(Snapshot.of(tip + 60, items, block_bytes=1), 1), 0.0)
+                began = tip = tip + 60
+            elif step == "reclaim" and core.history.reclaim_view():
+                for each in readers:
+                    each.drop_snapshot()
+            elif step == "shed":
+                core.history.log.reclaim(1 << 30)
+            elif step == "join":
+                readers.append(reader(core))
+                mirrors.append(set())
+        if core.history.view is not None:
+            states[tip] = {item.mod_revision for item in core.history.view.snapshot(tip).items}
+        size = {"join": 1, "read little": 1, "read all": 1 << 20}.get(step)
+        for each, mirror in zip(readers, mirrors, strict=True):
+            for word in words(each.read(size)) if size else ():
+                kind, _, number = word.partition("@")
+                if kind.startswith("reset"):
+                    mirror.clear()
+                elif kind == "put":
+                    mirror.add(int(number))
+                elif kind == "synced":
+                    assert int(number) >= began, "the state was replaced"
+                    assert mirror >= states[int(number)], "a part is missing"
