@@ -22,6 +22,8 @@ GATEWAY, PORTABLE, NCHAN, PUSHPIN, NAIVE, JSON, BARE = (
     "etcd's JSON gateway",
     "bare: uvloop, fixed bytes",
 )
+# The peers that others make. If one of ours does not deliver, that is a defect of ours.
+OTHER_PRODUCTS = {NCHAN, PUSHPIN, JSON}
 TREE = "etcd"
 WITHOUT_ACCESS, WITH_ACCESS, WITH_JWT = "without access control", "with access control", "gateway, with a JWT"
 ONE_CHANNEL, CHANNELS = "one channel", "many channels"
