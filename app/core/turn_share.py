@@ -44,9 +44,8 @@ class TurnShare:
         """
         began = self._clock()
         others = began - self._ended if self._ended is not None else 0.0
-        if late:
-            return began + min(max(others * LATE_SHARE / (1 - LATE_SHARE), self._least), LATE_MOST)
-        return began + min(max(others * SHARE / (1 - SHARE), self._least), self._most)
+        share, most = (LATE_SHARE, LATE_MOST) if late else (SHARE, self._most)
+        return began + min(max(others * share / (1 - share), self._least), most)
 
     def end(self, *, more: bool) -> None:
         """End the slice. *more*: work is left for the next turn."""
