@@ -33,6 +33,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def before_port(host: str) -> str:
+    """Return a host as it is written before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_origin(text: str) -> bool:
     """Whether *text* is an origin as browsers send it: never with an upper-case host, nor with the default port."""
     try:
@@ -43,8 +48,8 @@ def is_origin(text: str) -> bool:
     host = parts.hostname or ""
     if parts.scheme not in _PORTS or _HOST.fullmatch(host) is None:
         return False
-    host = f"[{host}]" if ":" in host else host
-    return text == f"{parts.scheme}://{host}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+    shown_port = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"
+    return text == f"{parts.scheme}://{before_port(host)}{shown_port}"
 
 
 def endpoint(text: str) -> str:

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "file_watch": {"event_loop", "files", "settings"},
     "access": {"core", "dial", "file_watch", "files", "logs", "ports", "settings", "urls"},
     "tls": {"core", "file_watch", "files", "ports", "settings"},
-    "check": {"access", "core", "dial", "settings", "stdio"},
+    "check": {"access", "core", "dial", "settings", "stdio", "urls"},
     "stream": {"core", "logs", "ports", "watch"},
     "gateway": {"access", "core", "descriptors", "etcd", "ports", "settings", "stream", "tier", "tls", "urls", "watch"},
     "metrics": {"core", "etcd", "gateway", "logs", "tls", "watch"},
@@ -108,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
         "urls",
     },
-    "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio"},
+    "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio", "urls"},
     "cli": {
         "access",
         "arguments",

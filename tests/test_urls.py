@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.urls import endpoint, is_loopback, is_origin
+from app.urls import before_port, endpoint, is_loopback, is_origin
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,11 @@ def test_origins(text: str, origin: bool) -> None:
 def test_loopback(host: str, expected: bool) -> None:
     """A loopback address is reachable only from this machine. A name is not looked up."""
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "written"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("gw.example", "gw.example")]
+)
+def test_a_host_before_a_port(host: str, written: str) -> None:
+    """An IPv6 address has brackets there, or its last part would be the port."""
+    assert before_port(host) == written

@@ -20,6 +20,7 @@ from ..core.quotas import Caller, client_address
 from ..core.selection import Ranges
 from ..gateway import Gateway
 from ..stream.transport import EXTENSION
+from ..urls import before_port
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def address_of(request: Request) -> str:
     if client is None:
         return "unknown"
     host, port = client
-    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")[:MAX_ADDRESS]
+    return f"{before_port(host)}:{port}"[:MAX_ADDRESS]
 
 
 def request_id_of(request: Request) -> str:

@@ -26,6 +26,7 @@ import h11
 from .. import __version__
 from ..dial import connect
 from ..settings import SettingsError
+from ..urls import before_port
 from .verdict import GRACE
 
 # Seconds without a byte of the response, while the check reads counts.
@@ -172,7 +173,7 @@ class Connection:
             self._reader, self._writer = await connect(parts.hostname or "", port, self._tls)
         name = self._writer.get_extra_info("sockname")
         # As the gateway writes it.
-        self.address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        self.address = f"{before_port(name[0])}:{name[1]}"
         if (tls := self._writer.get_extra_info("ssl_object")) is not None:
             self.protocol = tls.selected_alpn_protocol() or ""
 

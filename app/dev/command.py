@@ -17,6 +17,7 @@ from ..server.run import serve
 from ..server.sockets import bind
 from ..settings import Settings, SettingsError, named
 from ..stdio import write_now
+from ..urls import before_port
 from .etcd import EmbeddedError, EmbeddedEtcd, find_etcd, version_of
 from .sample import PREFIX, SERVICES, sample
 
@@ -91,7 +92,7 @@ def _find_etcd() -> Path:
 def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     # Not every browser can open a wildcard address.
     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
-    host = f"[{here.strip('[]')}]" if ":" in here else here
+    host = before_port(here.strip("[]"))
     scheme = "http" if settings.tls_cert is None else "https"
     base = f"{scheme}://{host}:{ports[0]}"
     admin = f"{scheme}://{host}:{ports[-1]}"
