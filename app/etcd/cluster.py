@@ -52,6 +52,11 @@ class Cluster:
         self._first: tuple[HistoryProgress, float] | None = None
 
     @property
+    def highest(self) -> HistoryProgress:
+        """The highest values known in this history."""
+        return HistoryProgress(self.revision, self.term, self.applied)
+
+    @property
     def known(self) -> tuple[int, int]:
         """The highest known (revision, raft term)."""
         return self.revision, self.term
@@ -61,7 +66,7 @@ class Cluster:
         """What the gateway has seen of the present history; None while it knows no connection or no cluster."""
         if self._first is None or not self.id:
             return None
-        return WitnessedHistory(self.id, *self._first, HistoryProgress(self.revision, self.term, self.applied))
+        return WitnessedHistory(self.id, *self._first, self.highest)
 
     def on_restored(self, callback: Callable[[], None]) -> None:
         """Call *callback* whenever etcd's history turns out to have been replaced."""
@@ -100,26 +105,34 @@ class Cluster:
         """Take note of the raft index that a member has applied; 0 if the member does not report one."""
         self.applied = max(self.applied, index)
 
-    def compare_applied(self, known: tuple[int, int], before: int, index: int, header: Any) -> None:
-        """Detect a restore by the raft index that a member has applied.
+    def compare_first(
+        self, before: HistoryProgress, header: Any, *, applied: int, committed: int, asked_at: float
+    ) -> None:
+        """Compare what a new connection has found first, by a linearizable read, with what was known *before* the read.
 
-        *index*: what the member had applied *after* a linearizable read there. *known* and *before*: ``known`` and the
-        highest index before that read. The read made the member apply everything that any member had applied. A restore
-        begins a new raft log, so the index also reveals a restore whose revision has already passed ours. A feed that
-        knows no event of its range has no other sign of such a restore.
+        *header*: of the answer; None if the gateway's user may make no call that tells how far the history has come.
+        *applied*, *committed*: the member's raft indexes *after* the read; 0 if the member does not report them.
+        *asked_at*: when the read began.
+
+        After the read, the member has committed everything that any member had applied before. A restore begins a new
+        raft log, so the index also reveals a restore whose revision has already passed ours. A feed that knows no event
+        of its range has no other sign of such a restore.
+
+        A member that has caught up by a snapshot of the raft log reports the applied index and the raft term from
+        before the snapshot until it applies its next entry. So neither proves a restore then.
         """
-        if 0 < index < before:
-            logger.warning("etcd's raft log began anew: etcd was restored", extra={"applied": index, "was": before})
-            self._end_history(known[0], header)
-        self.note_applied(index)
-
-    def note_first(self, header: Any, index: int, asked_at: float) -> None:
-        """Take what a new connection has found first, by a linearizable read that began at *asked_at*.
-
-        *header*: None if the gateway's user may make no call that tells how far the history has come.
-        """
-        revision, term = (header.revision, header.raft_term) if header is not None else (0, 0)
-        self._first = HistoryProgress(revision, term, index), asked_at
+        found = HistoryProgress(0, 0, 0)
+        if header is not None:
+            found = HistoryProgress(header.revision, header.raft_term, committed)
+            if 0 < applied < before.raft_index <= committed:
+                found = found._replace(raft_term=0)
+            if found.fell_below(before):
+                logger.warning(
+                    "etcd's history went back: etcd was restored", extra={"is": str(found), "was": str(before)}
+                )
+                self._end_history(before.revision, header)
+            self.term = header.raft_term  # the reads on this connection are compared with it
+        self._first = found, asked_at
 
     def admit(self, header: Any, *, tried_all: bool) -> str | None:
         """Return why a new link's member may not be used; None if it may.

@@ -79,7 +79,8 @@ class Link:
         self.header: Any = None
         self.version_text = ""
         self.version: Version = UNKNOWN
-        self.applied = 0  # the member's applied raft index; 0 while the member does not report it
+        # The member's raft indexes; 0 while the member does not report them.
+        self.applied = self.committed = 0
         self._watch_member = 0
         self._watch_member_version: Version | None = None  # None: not known yet
         self._vouched_version = vouched_version
@@ -181,7 +182,7 @@ class Link:
             return "the member has no leader"
         if status.isLearner:
             return "the member is a learner, which serves no watches"
-        self.applied = status.raftAppliedIndex
+        self.applied, self.committed = status.raftAppliedIndex, status.raftIndex
         self._status_denied = False
         self.version_text = status.version
         self.version = parse_version(status.version)

@@ -360,14 +360,13 @@ class Upstream:
         are.
         """
         cluster = self._cluster
-        known, applied, asked_at = cluster.known, cluster.applied, self.clock()
+        before, asked_at = cluster.highest, self.clock()
         header: Any = None  # of an answer that shows at least all that was committed before the read
         denied = False
         try:
             answer = await link.range(rpc.RangeRequest(key=b"\0", count_only=True), TRIAL_TIMEOUT)
             header = answer.header
-            cluster.note_linearizable(known, header)
-            self.linearizable_reads.note(asked_at, header.revision)
+            cluster.note(header)
         except LoginError as error:
             return str(error)
         except rpc.AioRpcError as error:
@@ -379,13 +378,14 @@ class Upstream:
                 return explain(link.endpoint, error)
         except ForeignClusterError as error:
             return str(error)
-        reason = await self._check_again(link)
-        if reason is None:
-            cluster.compare_applied(known, applied, link.applied, link.header)
-            if denied and link.applied:
-                header = link.header  # of the member's status: the header of another answer may have no revision
-            cluster.note_first(header, link.applied if header is not None else 0, asked_at)
-        return reason
+        if (reason := await self._check_again(link)) is not None:
+            return reason
+        if denied and link.committed:
+            header = link.header  # of the member's status: the header of another answer may have no revision
+        cluster.compare_first(before, header, applied=link.applied, committed=link.committed, asked_at=asked_at)
+        if header is not None and not denied:
+            self.linearizable_reads.note(asked_at, header.revision)
+        return None
 
     async def _check_again(self, link: Link) -> str | None:
         """Return what is wrong with a link that was admitted; None if it is well.

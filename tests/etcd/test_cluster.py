@@ -105,16 +105,49 @@ def test_a_restore(cluster: Cluster, told: list[int], answer: Any) -> None:
     assert cluster.ended.revision(7) == max(50, answer.revision - 1)
 
 
+def compare_first(cluster: Cluster, answer: Any, applied: int = 9, committed: int = 9) -> None:
+    """Compare the first answer of a new connection. The member's raft indexes were reported after it."""
+    before = cluster.highest
+    if answer is not None:
+        cluster.note(answer)
+    cluster.compare_first(before, answer, applied=applied, committed=committed, asked_at=100.0)
+
+
 @pytest.mark.parametrize(("revision", "ended"), [(49, 50), (50, 50), (60, 59)])
 def test_a_raft_log_that_began_anew(cluster: Cluster, told: list[int], revision: int, ended: int) -> None:
-    """An applied index that falls means a restore, also if revision and term have passed the old ones."""
-    known = cluster.known
-    cluster.note(header(7, revision))
-    for before, index in [(0, 0), (0, 9), (9, 9)]:
-        cluster.compare_applied(known, before, index, header(7, revision))
+    """A raft index that falls means a restore, also if revision and term have passed the old ones."""
+    compare_first(cluster, header(7, 50))
+    assert told == []  # nothing was known of the raft index
+    cluster.note_applied(9)
+    compare_first(cluster, None, 8, 8)
+    compare_first(cluster, header(7, 50), 0, 0)
+    compare_first(cluster, header(7, 50))
     assert (told, cluster.ended.revision(7)) == ([], 0)
-    cluster.compare_applied(known, 9, 8, header(7, revision))
+    compare_first(cluster, header(7, revision), 8, 8)
     assert (told, cluster.revision, cluster.ended.revision(7)) == ([revision], revision, ended)
+
+
+@pytest.mark.parametrize("answer", [header(7, 49, 2), header(7, 60, 1)], ids=["revision", "term"])
+def test_a_restore_before_a_connection(cluster: Cluster, told: list[int], answer: Any) -> None:
+    """A revision or term that falls means a restore, though the raft index has passed the old one."""
+    compare_first(cluster, header(7, 50))
+    cluster.note_applied(9)
+    compare_first(cluster, answer, 12, 12)
+    assert told == [answer.revision]
+
+
+def test_a_member_that_has_caught_up_by_a_snapshot(cluster: Cluster, told: list[int]) -> None:
+    """It reports its applied index and its term from before the snapshot. That is no restore, here and below."""
+    compare_first(cluster, header(7, 50, 3))
+    cluster.note_applied(9)
+    compare_first(cluster, header(7, 50, 2), applied=4, committed=9)
+    assert cluster.witnessed is not None
+    assert cluster.witnessed.first == HistoryProgress(50, 0, 9)
+    cluster.note_linearizable(cluster.known, header(7, 50, 2))
+    assert (told, cluster.applied) == ([], 9)
+    cluster.note_linearizable(cluster.known, header(7, 51, 3))
+    cluster.note_linearizable(cluster.known, header(7, 51, 2))
+    assert told == [51]
 
 
 def test_what_was_heard_during_the_read_counts(cluster: Cluster) -> None:
@@ -135,16 +168,16 @@ def test_another_cluster_ends_no_history(cluster: Cluster, time: Time) -> None:
 def test_what_gateways_below_are_told(cluster: Cluster, time: Time) -> None:
     """What the connection found first, and the highest that is known. A connection may find nothing."""
     assert cluster.witnessed is None
-    cluster.note_first(header(7, 50, 2), 9, time())
+    compare_first(cluster, header(7, 50, 2))
     cluster.note_linearizable(cluster.known, header(7, 60, 3))
     cluster.note_applied(12)
     assert cluster.witnessed == WitnessedHistory(7, HistoryProgress(50, 2, 9), time(), HistoryProgress(60, 3, 12))
-    cluster.note_first(None, 0, time())
+    compare_first(cluster, None, 0, 0)
     assert cluster.witnessed == WitnessedHistory(7, HistoryProgress(0, 0, 0), time(), HistoryProgress(60, 3, 12))
 
 
 def test_no_cluster_is_known(time: Time) -> None:
     """A user who may make no call that names the cluster: gateways below cannot compare anything."""
     cluster = Cluster(replace_after=60, clock=time)
-    cluster.note_first(None, 0, time())
+    compare_first(cluster, None, 0, 0)
     assert cluster.witnessed is None

@@ -147,3 +147,26 @@ async def test_the_raft_index_of_another_cluster_does_not_count() -> None:
             etcd.cluster_id, etcd.applied = ours, 11
             await becomes(upstream, "ready")
             assert (restored, upstream.ended.revision(ours)) == ([], 0)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+async def test_a_member_that_has_caught_up_by_a_snapshot(restored: bool) -> None:
+    """Until it applies its next entry, it reports the applied index and the raft term from before the snapshot.
+
+    *restored*: its raft log really is a new one.
+    """
+    told: list[bool] = []
+    async with FakeEtcd() as etcd:
+        etcd.applied, etcd.raft_term = 10, 3
+        async with connecting(etcd.endpoint) as upstream:
+            upstream.on_restored(lambda: told.append(True))
+            await becomes(upstream, "ready")
+            await etcd.stop()
+            await becomes(upstream, "down")
+            etcd.applied, etcd.committed, etcd.raft_term = 5, 5 if restored else 10, 2
+            await etcd.start()
+            await becomes(upstream, "ready")
+            await upstream.revision(RANGE)
+            assert told == [True] * restored
+            assert upstream.witnessed is not None
+            assert upstream.witnessed.first.raft_term == (2 if restored else 0)

@@ -492,6 +492,7 @@ class FakeEtcd:
         self.member_id = 0x3E3B
         self.raft_term = 2
         self.applied = 0  # the raft index that the member reports
+        self.committed: int | None = None  # the same of what is committed; None: all of it is applied
         self.catch_up_revisions = CATCH_UP_REVISIONS
         self.fragment_bytes = FRAGMENT_BYTES
         self.cut_after: int | None = None
@@ -883,6 +884,7 @@ class FakeEtcd:
             leader=leader,
             raftTerm=self.raft_term,
             raftAppliedIndex=self.applied,
+            raftIndex=self.applied if self.committed is None else self.committed,
         )
 
     def _check_leader(self) -> None:
