@@ -25,7 +25,7 @@ from ..core.multiplex import CreateRequest
 from ..core.versions import UNKNOWN, Version, may_lose_events, parse_version, progress_is_trusted
 from ..ports import Clock
 from .calls import raise_unless_cancelled, unary
-from .convert import watch_request
+from .convert import leader_changed, watch_request
 from .credentials import Credentials
 from .grpc_channels import MAX_MESSAGE, open_channels
 from .hints import explain
@@ -130,10 +130,18 @@ class Link:
     async def range(self, request: Any, timeout: float, *, large: bool = False) -> Any:
         """Make KV's Range call. Without *large*, an answer over ``MAX_PAGE_MESSAGE`` is rejected.
 
+        A new leader ends all linearizable reads. Then the call is made once more, in what is left of the time.
+
         Raises rpc.AioRpcError, and LoginError if etcd rejects the token and the login for another one fails, or if etcd
         requires a user and none is configured.
         """
-        response = await self._ask(self._large_kv.Range if large else self._kv.Range, request, timeout)
+        call, end = self._large_kv.Range if large else self._kv.Range, self._clock() + timeout
+        try:
+            response = await self._ask(call, request, timeout)
+        except rpc.AioRpcError as error:
+            if self.failed.done() or not leader_changed(error):
+                raise
+            response = await self._ask(call, request, end - self._clock())
         self.login.used()
         return response
 

@@ -19,6 +19,7 @@ from ..core.keys import KeyRange
 from ..core.linearizable_reads import LinearizableReads
 from ..ports import Clock
 from .cluster import ForeignClusterError
+from .convert import timed_out
 from .hints import explain
 from .link import Link
 from .login import REFUSALS, LoginError
@@ -128,7 +129,7 @@ class QuorumChecker:
                     if watched is None:
                         break
                     self._denied.add(watched)
-                elif _timed_out(error):
+                elif timed_out(error):
                     reason = f"{CUT_OFF}: no linearizable read in {timeout:g} s"
                 else:
                     reason = explain(link.endpoint, error)
@@ -166,16 +167,3 @@ class QuorumChecker:
             if stream.is_stalled(overdue.revision, overdue.asked_at):
                 link.fail(f"{CUT_OFF}: its watches stand at {stream.revision}, the cluster was at {overdue.revision}")
                 return
-
-
-def _timed_out(error: rpc.AioRpcError) -> bool:
-    """Return whether no quorum answered in time. The deadline also reaches etcd, which may report it first.
-
-    etcd 3.4 reports it as UNKNOWN (seen with 3.4.23, in 2 of 19 runs). After its own 7 s, etcd reports UNAVAILABLE.
-    """
-    details = error.details() or ""
-    return (
-        error.code() is rpc.StatusCode.DEADLINE_EXCEEDED
-        or (error.code() is rpc.StatusCode.UNKNOWN and "context deadline exceeded" in details)
-        or (error.code() is rpc.StatusCode.UNAVAILABLE and "etcdserver: request timed out" in details)
-    )

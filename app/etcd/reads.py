@@ -26,7 +26,7 @@ from ..memory import reserve
 from ..ports import Clock
 from ..shared_reads import SharedReads
 from .cluster import ForeignClusterError
-from .convert import key_value, range_error, unavailable
+from .convert import is_of_etcd, key_value, range_error, timed_out, unavailable
 from .grpc_channels import MAX_PAGE_MESSAGE
 from .link import Link
 from .login import LoginError
@@ -94,7 +94,7 @@ class Reads:
         replaced: returns the number of histories that have ended.
         max_ranges: the maximum number of Ranges in flight.
         on_proof: receives the time at which each linearizable read began, and the revision that the read returned.
-        on_slow: called when a Range was not answered in time.
+        on_slow: called when etcd did not answer a Range in time, or answered that it could not read then.
         budget: the budget in which memory for pages is reserved; None: unlimited.
     """
 
@@ -337,10 +337,10 @@ class Reads:
             link.fail(str(error))
             raise unavailable(link.endpoint, str(error)) from None
         except rpc.AioRpcError as error:
-            if error.code() is rpc.StatusCode.UNAVAILABLE:
+            if timed_out(error) or (is_of_etcd(error) and error.code() is rpc.StatusCode.UNAVAILABLE):
+                self._on_slow()  # this Range is slow, or the member is, or the member has lost its cluster
+            elif error.code() is rpc.StatusCode.UNAVAILABLE:
                 link.fail(error.details() or "unavailable")
-            elif error.code() is rpc.StatusCode.DEADLINE_EXCEEDED:
-                self._on_slow()  # either this Range or the member is slow
             raise range_error(link.endpoint, error) from None
         try:
             # A serializable answer comes from one member, which may be behind the cluster. A lower revision there does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -193,3 +194,24 @@ async def test_whether_watches_are_matched() -> None:
         assert await link.matches(KeyRange("key", b"a"), HANG) is None
         await etcd.until(lambda: etcd.open_streams == 0)
         await link.aclose("done")
+
+
+async def test_a_read_that_a_new_leader_ends_has_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read is made once more, in what is left of its time."""
+    now = 100.0
+    timeouts: list[float] = []
+    link = link_to("http://127.0.0.1:1")
+
+    async def end(_call: Any, _request: Any, timeout: float) -> Any:
+        nonlocal now
+        now += 3
+        timeouts.append(timeout)
+        nothing = grpc.aio.Metadata()
+        raise rpc.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "etcdserver: leader changed")
+
+    monkeypatch.setattr(link, "_ask", end)
+    monkeypatch.setattr(link, "_clock", lambda: now)
+    with pytest.raises(rpc.AioRpcError):
+        await link.range(rpc.RangeRequest(key=b"a"), 5)
+    assert timeouts == [5, 2]
+    await link.aclose("done")

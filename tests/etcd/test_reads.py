@@ -20,6 +20,7 @@ from app.core.errors import (
     TooSlowError,
     UnavailableError,
 )
+from app.core.feed_messages import WatchInput
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
@@ -32,6 +33,7 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.upstream import connecting
 from tests.support.versions import Candidate
 from tests.support.virtual_time import now, virtually
+from tests.support.waiting import soon
 
 RANGE = KeyRange("prefix", b"/svc/")
 # The time that docs/problems.md promises for `etcd-unavailable`.
@@ -166,6 +168,54 @@ async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
         assert (await refused(asked)).detail == OUT_OF_REACH
         assert cancelled.cancelled()
         etcd.release_ranges()
+
+
+CHANGED = (grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed")
+
+
+@pytest.mark.parametrize(
+    ("failures", "asked", "slow", "fails"),
+    [
+        ([CHANGED], 2, 0, False),
+        ([CHANGED, CHANGED], 2, 1, True),
+        ([(grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost")], 1, 1, True),
+        ([(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")], 1, 1, True),
+        ([(grpc.StatusCode.UNKNOWN, "context deadline exceeded")], 1, 1, True),
+        ([(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")], 1, 1, True),
+    ],
+    ids=["new leader", "two new leaders", "timed out", "no leader", "timed out at 3.4", "timed out here"],
+)
+async def test_an_answer_of_etcd_leaves_the_link_as_it_is(
+    failures: list[tuple[grpc.StatusCode, str]], asked: int, slow: int, fails: bool
+) -> None:
+    """The connection is well, and its watches too. Whether the member still has its cluster is another's question."""
+    told: list[None] = []
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        heard: list[WatchInput] = []
+        upstream.watch(RANGE, 0, heard.append, stream_kind="live")
+        await soon(lambda: len(heard) == 1)
+        upstream.reads._on_slow = lambda: told.append(None)
+        before = len(etcd.asked.ranges)
+        for code, details in failures:
+            etcd.fail_ranges(1, code, details)
+        if fails:
+            await refused(upstream.reads.count(RANGE))
+        else:
+            await upstream.reads.count(RANGE)
+        assert (len(etcd.asked.ranges) - before, len(told)) == (asked, slow)
+        assert upstream._link is not None
+        assert not upstream._link.failed.done()
+
+
+async def test_a_connection_that_is_gone_ends_the_link() -> None:
+    """The error is of gRPC itself."""
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        await upstream.reads.count(RANGE)
+        link = upstream._link
+        assert link is not None
+        etcd.fail_ranges(1, grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        await refused(upstream.reads.count(RANGE))
+        assert link.failed.result() == "Socket closed"
 
 
 A, B = KeyRange("prefix", b"/a/"), KeyRange("prefix", b"/b/")
