@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Any
 
 from aetcd import rpc
@@ -70,6 +71,8 @@ class Login:
         self._credentials = credentials
         self._clock = clock
         self._lock = asyncio.Lock()
+        self._ended = 0  # the number of logins that have ended
+        self._failure: LoginError | rpc.AioRpcError | None = None  # of the last one
         self._renew_at = -math.inf
         self._simple = False
         self.token = ""
@@ -114,37 +117,51 @@ class Login:
             self._renew_at = self._clock() + LOGIN_TIMEOUT
 
     async def renew(self, stale: str) -> None:
-        """Replace the token *stale*. Concurrent callers share one login.
+        """Replace the token *stale*. Concurrent callers share one login, and its failure.
 
         Raises:
             LoginError: etcd refused, or the password cannot be read.
             rpc.AioRpcError: etcd did not answer.
         """
+        ended = self._ended
         async with self._lock:
             if self.token != stale:
                 return
+            if self._ended != ended:  # this caller has waited for that login
+                if self._failure is not None:
+                    raise copy(self._failure)
+                return
             try:
-                password = self._credentials.password()
-            except CredentialsError as error:
-                raise LoginError(str(error)) from None
-            user = self._credentials.user
-            try:
-                answer = await self._authenticate(
-                    rpc.AuthenticateRequest(name=user, password=password), timeout=LOGIN_TIMEOUT
-                )
-            except rpc.AioRpcError as error:
-                details = error.details() or ""
-                if "authentication is not enabled" in details:
-                    # etcd's own client does the same: a user may be configured before auth is enabled.
-                    logger.warning("etcd has authentication disabled: the user is not needed", extra={"user": user})
-                    self.token, self._renew_at, self._simple = "", math.inf, False
-                    return
-                if error.code() in REFUSALS:
-                    msg = f"user {user!r}: {details}"
-                    raise LoginError(msg) from None
+                await self._log_in()
+            except (LoginError, rpc.AioRpcError) as error:
+                # A copy has no traceback, which would keep the callers' frames.
+                self._failure, self._ended = copy(error), ended + 1
                 raise
-            self.header = answer.header
-            self._take(answer.token)
+            self._failure, self._ended = None, ended + 1
+
+    async def _log_in(self) -> None:
+        try:
+            password = self._credentials.password()
+        except CredentialsError as error:
+            raise LoginError(str(error)) from None
+        user = self._credentials.user
+        try:
+            answer = await self._authenticate(
+                rpc.AuthenticateRequest(name=user, password=password), timeout=LOGIN_TIMEOUT
+            )
+        except rpc.AioRpcError as error:
+            details = error.details() or ""
+            if "authentication is not enabled" in details:
+                # etcd's own client does the same: a user may be configured before auth is enabled.
+                logger.warning("etcd has authentication disabled: the user is not needed", extra={"user": user})
+                self.token, self._renew_at, self._simple = "", math.inf, False
+                return
+            if error.code() in REFUSALS:
+                msg = f"user {user!r}: {details}"
+                raise LoginError(msg) from None
+            raise
+        self.header = answer.header
+        self._take(answer.token)
 
     def _take(self, token: str) -> None:
         life = life_of(token, time.time())

@@ -137,6 +137,33 @@ async def test_one_login_for_all_whose_token_is_stale(login: Login, auth: Auth) 
     assert (len(auth.asked), login.token) == (2, "simple.2")
 
 
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [(grpc.StatusCode.INVALID_ARGUMENT, LoginError), (grpc.StatusCode.UNAVAILABLE, rpc.AioRpcError)],
+    ids=["refused", "no answer"],
+)
+async def test_one_failure_for_all_who_wait_for_the_login(
+    login: Login, auth: Auth, code: grpc.StatusCode, raised: type[Exception]
+) -> None:
+    """One after the other, each caller would wait for all attempts before its own. Who comes later tries again."""
+    auth.error = status(code, "etcdserver: no")
+    answers = await asyncio.gather(*(login.renew("") for _ in range(10)), return_exceptions=True)
+    assert ([type(answer) for answer in answers], len(auth.asked)) == ([raised] * 10, 1)
+    assert len({str(answer) for answer in answers}) == 1
+    auth.error = None
+    await login.renew("")
+    assert (len(auth.asked), login.token) == (2, "simple.1")
+
+
+async def test_a_login_whose_caller_has_gone_answers_nobody(login: Login, auth: Auth) -> None:
+    """It ended with its caller. The next one who waits logs in."""
+    first, second = (asyncio.create_task(login.renew("")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert (first.cancelled(), len(auth.asked), login.token) == (True, 2, "simple.1")
+
+
 async def test_a_refusal_names_the_user(login: Login, auth: Auth) -> None:
     """A refusal names the user, and never the password."""
     auth.error = status(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: authentication failed")
