@@ -93,8 +93,10 @@ class Cluster:
         etcd was restored. Raises as ``note``.
         """
         highest = self.revision
+        # Another answer has shown the restore already, of several that the reads of that moment bring.
+        noticed = highest < before[0] or self.term < before[1]
         self.note(header)
-        if header.revision < before[0] or header.raft_term < before[1]:
+        if not noticed and (header.revision < before[0] or header.raft_term < before[1]):
             logger.warning(
                 "etcd's history went back: etcd was restored", extra={"revision": header.revision, "was": before[0]}
             )

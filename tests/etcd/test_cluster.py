@@ -98,7 +98,8 @@ def test_unknown_is_not_foreign(cluster: Cluster) -> None:
 @pytest.mark.parametrize("answer", [header(7, 49, 2), header(7, 60, 1)], ids=["revision", "term"])
 def test_a_restore(cluster: Cluster, told: list[int], answer: Any) -> None:
     """A linearizable revision or term of the same cluster that falls means a restore."""
-    cluster.note_linearizable((50, 2), answer)
+    cluster.note_linearizable(cluster.known, header(7, 50, 2))
+    cluster.note_linearizable(cluster.known, answer)
 
     assert told == [answer.revision]
     # The old history had reached 50, and what is known of the new one begins at the answer.
@@ -156,6 +157,18 @@ def test_what_was_heard_during_the_read_counts(cluster: Cluster) -> None:
     cluster.note(header(7, 55))
     cluster.note_linearizable(known, header(7, 40))
     assert cluster.ended.revision(7) == 55
+
+
+@pytest.mark.parametrize("answer", [header(7, 49, 2), header(7, 60, 1)], ids=["revision", "term"])
+def test_one_restore_for_all_reads_that_it_came_between(cluster: Cluster, told: list[int], answer: Any) -> None:
+    """Each of them shows the restore. Every notice would reset every stream. The next restore is noticed again."""
+    cluster.note_linearizable(cluster.known, header(7, 50, 2))
+    known = cluster.known
+    for _ in range(3):
+        cluster.note_linearizable(known, answer)
+    assert (told, cluster.replaced) == ([answer.revision], 1)
+    cluster.note_linearizable(cluster.known, header(7, 40, 2))
+    assert cluster.replaced == 2
 
 
 def test_another_cluster_ends_no_history(cluster: Cluster, time: Time) -> None:
