@@ -189,7 +189,8 @@ class Reads:
         Raises:
             CompactedError, FutureRevisionError, UnavailableError, EtcdRefusedError, TooLargeError, OverCapacityError.
         """
-        size = self._first_pages.pop(watched, FIRST_PAGE) if watched.end else 1
+        # Keys without values say nothing about the values.
+        size = 1 if not watched.end else FIRST_PAGE if keys_only else self._first_pages.get(watched, FIRST_PAGE)
         pinned, got, count = revision, 0, -1
         key = start or watched.start
         large = 0  # size in bytes of a single item that does not fit a page
@@ -224,7 +225,8 @@ class Reads:
                     return
                 key, large = items[-1].key + b"\0", 0
                 size = next_page(size, len(items), page_bytes)
-                self._remember(watched, size)
+                if not keys_only:
+                    self._remember(watched, size)
                 del items
 
     def _remember(self, watched: KeyRange, size: int) -> None:

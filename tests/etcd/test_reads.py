@@ -20,7 +20,6 @@ from app.core.errors import (
     TooSlowError,
     UnavailableError,
 )
-from app.core.feed_messages import WatchInput
 from app.core.keys import KeyRange
 from app.etcd.credentials import Credentials
 from app.etcd.link import Link
@@ -33,7 +32,6 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.upstream import connecting
 from tests.support.versions import Candidate
 from tests.support.virtual_time import now, virtually
-from tests.support.waiting import soon
 
 RANGE = KeyRange("prefix", b"/svc/")
 # The time that docs/problems.md promises for `etcd-unavailable`.
@@ -170,52 +168,42 @@ async def test_a_link_that_is_given_up_ends_its_reads_and_no_task() -> None:
         etcd.release_ranges()
 
 
-CHANGED = (grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed")
+UNAVAILABLE, UNKNOWN = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN
+CHANGED = (UNAVAILABLE, "etcdserver: leader changed")
 
 
 @pytest.mark.parametrize(
-    ("failures", "asked", "slow", "fails"),
+    ("failures", "asked", "slow"),
     [
-        ([CHANGED], 2, 0, False),
-        ([CHANGED, CHANGED], 2, 1, True),
-        ([(grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost")], 1, 1, True),
-        ([(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")], 1, 1, True),
-        ([(grpc.StatusCode.UNKNOWN, "context deadline exceeded")], 1, 1, True),
-        ([(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")], 1, 1, True),
+        ([CHANGED], 2, 0),
+        ([CHANGED, CHANGED], 2, 1),
+        ([(UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost")], 1, 1),
+        ([(UNAVAILABLE, "etcdserver: no leader")], 1, 1),
+        ([(UNKNOWN, "context deadline exceeded")], 1, 1),
+        ([(UNAVAILABLE, "Socket closed")], 1, 0),
     ],
-    ids=["new leader", "two new leaders", "timed out", "no leader", "timed out at 3.4", "timed out here"],
+    ids=["new leader", "two new leaders", "timed out", "no leader", "timed out at 3.4", "connection lost"],
 )
 async def test_an_answer_of_etcd_leaves_the_link_as_it_is(
-    failures: list[tuple[grpc.StatusCode, str]], asked: int, slow: int, fails: bool
+    failures: list[tuple[grpc.StatusCode, str]], asked: int, slow: int
 ) -> None:
-    """The connection is well, and its watches too. Whether the member still has its cluster is another's question."""
+    """The connection is well, and so are its watches. Whether the member still has its cluster is another's question.
+    Only an error of gRPC itself ends the link.
+    """
     told: list[None] = []
     async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
-        heard: list[WatchInput] = []
-        upstream.watch(RANGE, 0, heard.append, stream_kind="live")
-        await soon(lambda: len(heard) == 1)
+        await upstream.reads.count(RANGE)
         upstream.reads._on_slow = lambda: told.append(None)
-        before = len(etcd.asked.ranges)
+        before, link = len(etcd.asked.ranges), upstream._link
         for code, details in failures:
             etcd.fail_ranges(1, code, details)
-        if fails:
-            await refused(upstream.reads.count(RANGE))
-        else:
+        if failures == [CHANGED]:
             await upstream.reads.count(RANGE)
+        else:
+            await refused(upstream.reads.count(RANGE))
         assert (len(etcd.asked.ranges) - before, len(told)) == (asked, slow)
-        assert upstream._link is not None
-        assert not upstream._link.failed.done()
-
-
-async def test_a_connection_that_is_gone_ends_the_link() -> None:
-    """The error is of gRPC itself."""
-    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
-        await upstream.reads.count(RANGE)
-        link = upstream._link
         assert link is not None
-        etcd.fail_ranges(1, grpc.StatusCode.UNAVAILABLE, "Socket closed")
-        await refused(upstream.reads.count(RANGE))
-        assert link.failed.result() == "Socket closed"
+        assert link.failed.done() == (failures[-1][1] == "Socket closed")
 
 
 A, B = KeyRange("prefix", b"/a/"), KeyRange("prefix", b"/b/")
@@ -467,6 +455,27 @@ async def test_only_so_many_ranges_are_remembered(monkeypatch: pytest.MonkeyPatc
     assert list(reads._first_pages) == [a, c]
     reads._remember(a, 100)
     assert list(reads._first_pages) == [c]
+
+
+@pytest.mark.parametrize("options", [{"limit": 1}, {"keys_only": True}], ids=["a part", "keys only"])
+def test_a_read_of_less_leaves_what_is_remembered(options: dict[str, Any]) -> None:
+    """Only a read that has seen the values of a range again knows better."""
+
+    async def ask() -> list[tuple[int, bool]]:
+        large = Large(40, each=1 << 20)
+
+        async def link() -> Any:
+            return large
+
+        reads = reads_of(link)
+        reads._remember(RANGE, 1)
+        async for _ in reads.pages(RANGE, **options):
+            pass
+        large.asked.clear()
+        await anext(reads.pages(RANGE))
+        return large.asked
+
+    assert virtually(ask())[0] == [(1, False)]
 
 
 @pytest.mark.parametrize(
