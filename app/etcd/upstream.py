@@ -406,6 +406,7 @@ class Upstream:
 
     async def _usable_link(self) -> Link:
         if self._link is None or self._link.failed.done():
+            self._ready.clear()  # a link that has failed is still there until its tasks have ended
             try:
                 async with asyncio.timeout(DOWN_TIMEOUT if self._condition.state == "down" else CONNECT_TIMEOUT):
                     await self._ready.wait()

@@ -32,6 +32,7 @@ from tests.support.fake_etcd import FakeEtcd
 from tests.support.upstream import connecting
 from tests.support.versions import Candidate
 from tests.support.virtual_time import now, virtually
+from tests.support.waiting import HANG
 
 RANGE = KeyRange("prefix", b"/svc/")
 # The time that docs/problems.md promises for `etcd-unavailable`.
@@ -204,6 +205,20 @@ async def test_an_answer_of_etcd_leaves_the_link_as_it_is(
         assert (len(etcd.asked.ranges) - before, len(told)) == (asked, slow)
         assert link is not None
         assert link.failed.done() == (failures[-1][1] == "Socket closed")
+
+
+async def test_a_read_while_a_link_is_given_up_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link that has failed is still there for a moment: its tasks end, and then its channels are closed."""
+    monkeypatch.setattr("app.etcd.upstream.CONNECT_TIMEOUT", HANG)
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        await upstream.reads.count(RANGE)
+        assert upstream._link is not None
+        etcd.hold_ranges()
+        upstream._link.fail("given up")
+        read = asyncio.create_task(upstream.reads.count(RANGE))
+        await etcd.until(lambda: etcd.ranges_in_flight > 0)
+        etcd.release_ranges()
+        await read
 
 
 A, B = KeyRange("prefix", b"/a/"), KeyRange("prefix", b"/b/")
