@@ -295,9 +295,9 @@ class Link:
 
     def _open_stream(self, forget: Callable[[WatchStream], None]) -> WatchStream:
         def ended(stream: WatchStream, error: BaseException | None) -> None:
-            forget(stream)
             if error is not None:
-                self._stream_broke(error)
+                self._stream_broke(error)  # first: if this fails the link, no waiting watch may take the room there
+            forget(stream)
 
         stream = WatchStream(
             lambda: self._watch.Watch(metadata=METADATA + self.login.metadata),

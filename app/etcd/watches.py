@@ -194,7 +194,7 @@ class Watches(AlwaysTrue):
     def _place(self, watch: EtcdWatch) -> None:
         """Put a watch on a stream. The watch waits while no stream has room for it."""
         opened = None
-        if self._link is not None:
+        if self._link is not None and not self._link.failed.done():
             opened = self._link.pool.create(watch.range, watch.start, watch.receive, stream_kind=watch.stream_kind)
         if opened is None:
             self._pending[watch] = None

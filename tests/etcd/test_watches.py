@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, WatchInput
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, StreamKind, WatchInput
 from app.core.keys import KeyRange
 from app.core.versions import parse_version, progress_is_trusted
-from app.etcd.stream_pool import StreamPool
+from app.etcd.stream_pool import DEDICATED_STREAMS, StreamPool
 from app.etcd.upstream import Upstream
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE, etcd_client
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.upstream import connecting
 from tests.support.versions import Candidate
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 BROKEN = KeyRange("prefix", b"/broken/")
 
@@ -33,11 +33,11 @@ class Watches:
     def __init__(self) -> None:
         self.heard: dict[KeyRange, list[WatchInput]] = {}
 
-    def open(self, upstream: Upstream, *watched: KeyRange) -> None:
+    def open(self, upstream: Upstream, *watched: KeyRange, stream_kind: StreamKind = "live") -> None:
         """Open a watch for each range."""
         for one in watched:
             self.heard[one] = []
-            upstream.watch(one, 0, self.heard[one].append, stream_kind="live")
+            upstream.watch(one, 0, self.heard[one].append, stream_kind=stream_kind)
 
     async def until(self, condition: Callable[[dict[KeyRange, list[WatchInput]]], bool]) -> None:
         """Wait until the received inputs meet *condition*."""
@@ -74,6 +74,31 @@ async def test_watches_wait_for_a_link() -> None:
         assert [type(given) for given in watches.heard[a]] == [Created]
         assert isinstance(watches.heard[b][1], Batches)
         assert upstream.watchers == etcd.open_watchers == 2
+
+
+async def test_a_watch_of_the_moment_in_which_a_link_fails() -> None:
+    """It opens on the next link. On the failed link it would be lost, and its feed would wait before the next."""
+    watches, (a,) = Watches(), ranges("/a/")
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        await soon(lambda: upstream._link is not None)
+        assert upstream._link is not None
+        upstream._link.fail("given up")
+        watches.open(upstream, a)
+        await watches.until(lambda heard: bool(heard[a]))
+        assert [type(given) for given in watches.heard[a]] == [Created]
+
+
+async def test_room_on_a_link_that_fails_is_not_used() -> None:
+    """A stream that breaks leaves room for a watch that waits, and fails the link."""
+    *dedicated, last = ranges(*(f"/{number}/" for number in range(DEDICATED_STREAMS + 1)))
+    watches = Watches()
+    async with FakeEtcd() as etcd, connecting(etcd.endpoint) as upstream:
+        await soon(lambda: upstream._link is not None)
+        watches.open(upstream, *dedicated, last, stream_kind="dedicated")
+        await watches.until(lambda heard: all(heard[one] for one in dedicated))
+        upstream.streams[0].close(ConnectionError("broken"))
+        await watches.until(lambda heard: bool(heard[last]))
+        assert isinstance(watches.heard[last][0], Created)
 
 
 @pytest.mark.usefixtures("broken_pool")
