@@ -5,7 +5,7 @@ feed's own watch, view and generations (``feed``). The feed's subscribers receiv
 backfill runs.
 
 Theory of operation
-    The backfill opens a second, temporary watch ``reach_back`` revisions before the log's tip. The start does not
+    The backfill opens a second, temporary watch ``reach()`` revisions before the log's tip. The start does not
     depend on the cursor that asked, so that other clients with slightly older cursors resume from the same read. The
     backfill holds back the batches of this watch. The read is complete when every batch up to the log's floor has
     arrived and the watch meets what the feed knows:
@@ -25,6 +25,7 @@ Theory of operation
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -101,12 +102,15 @@ class Failure:
 
 
 class Backfill:
-    """See the module. All inputs go through ``handle``. The backfill changes only the old end of *history*'s log."""
+    """See the module. All inputs go through ``handle``. The backfill changes only the old end of *history*'s log.
 
-    def __init__(self, history: History, bounds: Bounds, reach_back: int) -> None:
+    *reach*: returns how many revisions before the log's tip can be read.
+    """
+
+    def __init__(self, history: History, bounds: Bounds, reach: Callable[[], int]) -> None:
         self._history = history
         self._bounds = bounds
-        self._reach_back = reach_back
+        self._reach = reach
         self.stage = Stage.RESTING
         # A subscriber with a cursor is waiting for the feed to start: a backfill is due as soon as the feed is live.
         self.owed = False
@@ -136,7 +140,7 @@ class Backfill:
         return (
             self.stage is Stage.RESTING
             and (trusted or len(log) > 0)
-            and revision >= max(log.tip - self._reach_back, self._history.oversized_revision, self._ended_revision)
+            and revision >= max(log.tip - self._reach(), self._history.oversized_revision, self._ended_revision)
             and len(log) < self._bounds.batches
             and log.bytes < self._bounds.bytes
             and (now >= self._not_before or self._is_much_less(log.floor - revision))
@@ -193,7 +197,7 @@ class Backfill:
         self.owed = False
         log = self._history.log
         oldest = max(self._history.oversized_revision, self._ended_revision) + 1
-        start = max(1, log.tip - self._reach_back, oldest)
+        start = max(1, log.tip - self._reach(), oldest)
         newest = log.floor if given.revision is None else given.revision
         if given.revision is not None and now < self._not_before:
             start = max(start, given.revision + 1)  # no older than the cursor needs: a longer read failed

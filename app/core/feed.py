@@ -41,8 +41,9 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 
 from .backfill import Backfill, Stage
 from .ended_histories import EndedHistories
@@ -103,6 +104,9 @@ class FeedCore:
     """See the module. All inputs go through ``handle``; ``backfill`` has its own. Readers look at ``history``.
 
     Args:
+        reach_back: the number of revisions of history that may be read.
+        reach: returns how many of them can be read where the watch comes from; all by default. It is asked for each
+            read, because an edge may learn its tier after it has made the feed.
         resets_told: the watch comes from another gateway, which says ``Reset`` if its history does not go on. A watch
             that restarts need not overlap then.
         ended: see ``History``.
@@ -115,14 +119,20 @@ class FeedCore:
     """
 
     def __init__(
-        self, bounds: Bounds, reach_back: int, *, resets_told: bool = False, ended: EndedHistories | None = None
+        self,
+        bounds: Bounds,
+        reach_back: int,
+        reach: Callable[[int], int] = int,
+        *,
+        resets_told: bool = False,
+        ended: EndedHistories | None = None,
     ) -> None:
         self._bounds = bounds
         # After a break, the distance of an anchor that the watch may start at.
         self._overlap = -1 if resets_told else reach_back
         self.state = State.IDLE
         self.history = History(bounds, ended)
-        self.backfill = Backfill(self.history, bounds, reach_back)
+        self.backfill = Backfill(self.history, bounds, partial(reach, reach_back))
         self._proof: Proof | None = None
         self._oversized = Oversized.NO
         self._clear_at = 0

@@ -98,7 +98,7 @@ class Feed:
         self.pinned = pinned
         # etcd's roles do not let the gateway watch the range, as far as it was last told.
         self.denied = False
-        self.core = FeedCore(limits.log, etcd.reach(limits.reach_back), resets_told=etcd.is_gateway, ended=etcd.ended)
+        self.core = FeedCore(limits.log, limits.reach_back, etcd.reach, resets_told=etcd.is_gateway, ended=etcd.ended)
         self.history = self.core.history
         self.older = self.core.backfill
         # All readers; those who ask for progress until the tip moves; those who follow the tip as it moves.

@@ -10,6 +10,7 @@ from app.core.backfill import Stage
 from app.core.errors import UnavailableError
 from app.core.feed import State
 from app.core.feed_messages import Batches, Created, Lost, Progress
+from app.core.keys import KeyRange
 from app.watch.feed import Feed
 from app.watch.subscriber import Subscriber
 from tests.support.feeds import followed
@@ -64,6 +65,26 @@ async def test_a_cursor_out_of_reach_is_refused_at_once() -> None:
     subscriber = await live(world)
     assert not followed(subscriber).want_backfill(49)
     assert len(world.etcd.open) == 1
+    await over(world, subscriber)
+
+
+async def test_the_reach_of_the_upstream_is_asked_for_when_history_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pin of an edge starts before the edge knows its tier, and so how far back the tier above reads."""
+    world, less = World(), [0]
+    monkeypatch.setattr(world.etcd, "reach", lambda most: most - less[-1])
+    subscriber = await live(world)
+    feed, starts, watch = followed(subscriber), list[int](), world.etcd.watch
+
+    def noted(watched: KeyRange, start: int, *args: Any, **options: Any) -> Any:
+        starts.append(start)
+        return watch(watched, start, *args, **options)
+
+    monkeypatch.setattr(world.etcd, "watch", noted)
+    less.append(5)
+    assert not feed.want_backfill(54)
+    assert feed.want_backfill(55)
+    assert starts == [55]
+    await rests(feed)
     await over(world, subscriber)
 
 
