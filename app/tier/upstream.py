@@ -213,9 +213,16 @@ class GatewayUpstream:
         """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request.
 
         An upstream that was started after a restore cannot notice the restore, and resumes cursors of the old history.
+
+        Raises:
+            ForeignAnswerError: it follows another cluster, as another gateway behind the same URL may.
         """
         report = WitnessedHistory.parse(headers.get(HEADER, ""), asked_at)
-        ended = self._known_history.take(report, self.clock()) if report is not None else None
+        if report is None:
+            return
+        if report.cluster_id != self.cluster_id:
+            raise ForeignAnswerError(f"it follows the cluster {report.cluster_id:x}, and not {self.cluster_id:x}")
+        ended = self._known_history.take(report, self.clock())
         if ended is not None:
             self._end_history(ended)
 
@@ -281,7 +288,7 @@ class GatewayUpstream:
         return await self._read(query)
 
     async def _read(self, query: str) -> Answer:
-        answer = await self._get("/v1/kv", query, READ_TIMEOUT)
+        answer = await self._ask("/v1/kv", query, READ_TIMEOUT)
         if answer.status == HTTPStatus.OK:
             return answer
         problem = _problem(answer)
@@ -346,7 +353,7 @@ class GatewayUpstream:
         Raises:
             GatewayError, ForeignAnswerError: it cannot be followed.
         """
-        url = url or self.client.url
+        url, asked_at = url or self.client.url, self.clock()
         answer = await self._get("/v1/progress", "", LOOK_TIMEOUT, url)
         found = self._parsed(answer, "/v1/progress")
         try:
@@ -365,11 +372,12 @@ class GatewayUpstream:
             self.client.use(url)
         if self.cluster_id not in (0, cluster_id):
             logger.warning("the upstream follows another cluster", extra={"upstream": self.client.url})
-            self.cluster_id = cluster_id
+            self.cluster_id, self._known_history = cluster_id, KnownHistory()
             self._begin_history()
         if self.tier is None:  # only a gateway that can be followed fixes the tier
             self.tier = self.admit(answer.headers, answer.status)
         self.cluster_id = cluster_id
+        self.compare_history(answer.headers, asked_at)
         self.progress_trusted, self._member_known, self.watch_version = trusted, member_known, version
         # After a restore both may be lower than before, though no watch has said so.
         self.highest_revision = max([revision, *(watch.revision for watch in self._watches)])
@@ -396,7 +404,7 @@ class GatewayUpstream:
         return above + 1
 
     async def _json(self, path: str, query: str, url: str = "") -> Mapping[str, Any]:
-        return self._parsed(await self._get(path, query, LOOK_TIMEOUT, url), path)
+        return self._parsed(await self._ask(path, query, LOOK_TIMEOUT, url), path)
 
     def _parsed(self, answer: Answer, path: str) -> Mapping[str, Any]:
         if answer.status != HTTPStatus.OK:
@@ -409,9 +417,18 @@ class GatewayUpstream:
             raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: {path} is not JSON")
         return found
 
-    async def _get(self, path: str, query: str, seconds: float, url: str = "") -> Answer:
-        self._requests += 1
+    async def _ask(self, path: str, query: str, seconds: float, url: str = "") -> Answer:
+        """Return an answer of a gateway that follows the same cluster."""
         url, asked_at = url or self.client.url, self.clock()
+        answer = await self._get(path, query, seconds, url)
+        try:
+            self.compare_history(answer.headers, asked_at)
+        except ForeignAnswerError as error:
+            raise unreachable(url, error) from None
+        return answer
+
+    async def _get(self, path: str, query: str, seconds: float, url: str) -> Answer:
+        self._requests += 1
         try:
             async with asyncio.timeout(seconds):
                 answer = await self.client.get(path, query, url)
@@ -421,7 +438,6 @@ class GatewayUpstream:
             self.admit(answer.headers, answer.status)
         except ForeignAnswerError as error:
             raise unreachable(url, error) from None
-        self.compare_history(answer.headers, asked_at)
         return answer
 
     async def _usable(self) -> None:

@@ -48,7 +48,10 @@ class WatchUpstream(Protocol):
         """Return this gateway's tier. Raise ForeignAnswerError if the gateway that answers may not be followed."""
 
     def compare_history(self, headers: Mapping[str, str], asked_at: float) -> None:
-        """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request."""
+        """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request.
+
+        Raise ForeignAnswerError if the upstream follows another cluster.
+        """
 
     def alive_at(self, heard_at: float, silence: float) -> float:
         """Return until when a stream that says "live" is believed, if its last byte came at *heard_at*."""
@@ -189,11 +192,11 @@ class UpstreamWatch:
                     response = await stack.enter_async_context(upstream.client.stream("/v1/watch", query, NDJSON))
                     # Before a refusal is believed: a proxy between the two refuses for reasons of its own.
                     upstream.admit(response.headers, response.status_code)
+                    # Before an event is believed. If etcd was restored, the feed cancels this watch.
+                    upstream.compare_history(response.headers, asked_at)
                     if response.status_code != HTTPStatus.OK:
                         self._refused(response.status_code, await response.aread())
                         return
-                    # Before an event is believed. If etcd was restored, the feed cancels this watch.
-                    upstream.compare_history(response.headers, asked_at)
                 await self._follow(response, GatewayWatch(self._start, epoch))
             reason = "the upstream gateway has ended the stream"
         except (httpx.HTTPError, StreamError, ForeignAnswerError) as error:

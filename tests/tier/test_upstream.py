@@ -406,6 +406,70 @@ async def test_what_a_refused_read_means(root: Scripted, answered: Answered, err
             assert refused.value.headers == {"X-Etcd-Revision": "5"}
 
 
+OF_ANOTHER = "def; first=5-2-10; highest=5-2-10; age=1000"
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        Answered.of({"code": "key-not-found", "detail": ""}, 404, X_Etcd_Revision="5", X_Gateway_History=OF_ANOTHER),
+        Answered.of(
+            {"code": "revision-not-reached", "detail": ""}, 504, X_Etcd_Revision="5", X_Gateway_History=OF_ANOTHER
+        ),
+        Answered.of({"code": "forbidden", "detail": ""}, 403, X_Gateway_History=OF_ANOTHER),
+        Answered.of(position(revision=5), X_Gateway_History=OF_ANOTHER),
+    ],
+)
+async def test_no_answer_of_another_cluster_is_believed(root: Scripted, answered: Answered) -> None:
+    """One URL may lead to gateways of two clusters. Some answers have no cursor whose epoch would show that.
+
+    Because of such an answer no key is missing, no history has ended, no range is forbidden, no revision is reached.
+    """
+    told: list[int] = []
+    given: list[WatchInput] = []
+    async with upstream(root.url) as above:
+        above.on_restored(lambda: told.append(1))
+        await condition(above, "ready")
+        above.note_reached(KEY, 90)
+        root.answer = lambda asked: answered if asked.query else root.usual(asked)  # not what it says of itself
+        for read in (
+            partial(above.snapshot, [KEY], lambda _size: None),
+            partial(above.read, str(KEY)),
+            partial(above.revision, KEY),
+        ):
+            with pytest.raises(UnavailableError, match="follows the cluster def"):
+                await read()
+        above.watch(KEY, 51, given.append, stream_kind="live")
+        await soon(lambda: len(given) > 0)
+        assert isinstance(given[0], Lost)
+        assert "follows the cluster def" in given[0].reason
+        assert (told, above.cluster_id, above.witnessed) == ([], CLUSTER, None)
+
+
+async def test_the_history_of_a_gateway_that_is_not_followed_does_not_count(root: Scripted) -> None:
+    """A gateway below would hear of it, and leave this one as one of another cluster."""
+    ours, theirs = f"{CLUSTER:x}; first=5-2-10; highest=100-2-10; age=0", OF_ANOTHER
+    down = position(state="down", revision=100)
+    foreign = position(state="down", cluster_id="def", epoch=epoch_of(0xDEF, Selection(())))
+    async with scripted() as other, upstream(root.url, other.url, stale_after=0.4) as above:
+        says(root, Answered.of(down, X_Gateway_History=ours))
+        says(other, Answered.of(foreign, X_Gateway_History=theirs))
+        await soon(lambda: len(other.of("/v1/progress")) > 1)
+        witnessed = above.witnessed
+        assert witnessed is not None
+        assert (above.cluster_id, witnessed.cluster_id) == (CLUSTER, CLUSTER)
+
+
+async def test_the_history_of_a_cluster_is_not_reported_as_that_of_the_next(root: Scripted) -> None:
+    """The next one may be that of an upstream of an older version, which reports none."""
+    says(root, Answered.of(position(), X_Gateway_History=f"{CLUSTER:x}; first=5-2-10; highest=100-2-10; age=0"))
+    async with upstream(root.url, stale_after=0.4) as above:
+        await soon(lambda: above.witnessed is not None)
+        says(root, Answered.of(position(cluster_id="def", epoch=epoch_of(0xDEF, Selection(())))))
+        await soon(lambda: above.cluster_id == 0xDEF)
+        assert above.witnessed is None
+
+
 async def test_an_upstream_out_of_reach_is_named(root: Scripted) -> None:
     """Reads wait a moment, and then say so."""
     async with upstream("http://127.0.0.1:9") as above:
