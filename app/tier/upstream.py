@@ -39,8 +39,11 @@ logger = logging.getLogger("gateway.upstream")
 T = TypeVar("T")
 
 MOST_TIERS = 3
-# Seconds that a request for the upstream's own state may take.
+# Seconds that a request for the upstream's own state may take. It may wait 2 s for the proof of its tip.
 LOOK_TIMEOUT = 3.0
+# Seconds that a linearizable revision may take. The upstream may wait 2 s for its connection, 1 s for its turn, and 5 s
+# for etcd, before it waits for the proof of its tip.
+REVISION_TIMEOUT = 10.0
 # Seconds that a read may take: the upstream waits itself, up to its GATEWAY_SYNC_TIMEOUT.
 READ_TIMEOUT = 30.0
 # Seconds that a read waits for an upstream, before the read reports that it is out of reach.
@@ -180,7 +183,7 @@ class GatewayUpstream:
     async def revision(self, watched: KeyRange) -> int:
         """See ``app.ports.Etcd``. The upstream reads it, and says on its streams that it has reached it."""
         await self._usable()
-        return await self._shared.run(("progress", watched), lambda: self._progress(str(watched)))
+        return await self._shared.run(("progress", watched), lambda: self._read_revision(watched))
 
     # --- what watches use --------------------------------------------------------------------------------------------
 
@@ -221,7 +224,9 @@ class GatewayUpstream:
         if report is None:
             return
         if report.cluster_id != self.cluster_id:
-            raise ForeignAnswerError(f"it follows the cluster {report.cluster_id:x}, and not {self.cluster_id:x}")
+            raise ForeignAnswerError(
+                f"the upstream follows the cluster {report.cluster_id:x}, and not {self.cluster_id:x}"
+            )
         ended = self._known_history.take(report, self.clock())
         if ended is not None:
             self._end_history(ended)
@@ -265,12 +270,15 @@ class GatewayUpstream:
         """See ``app.tier.watch.WatchUpstream``."""
         self._notices.forget(watched)
 
-    async def _progress(self, query: str, url: str = "") -> int:
-        found = await self._json("/v1/progress", query, url)
+    async def _read_revision(self, watched: KeyRange) -> int:
+        return await self._progress(str(watched), self.client.url, REVISION_TIMEOUT)
+
+    async def _progress(self, query: str, url: str, seconds: float = LOOK_TIMEOUT) -> int:
+        found = self._parsed(await self._ask("/v1/progress", query, seconds, url), url)
         try:
             return int(found["revision"])
         except (KeyError, ValueError, TypeError, OverflowError):
-            raise UnavailableError(OUT_OF_REACH, cause="/v1/progress has no revision") from None
+            raise UnavailableError(OUT_OF_REACH, cause=f"{url}: /v1/progress has no revision") from None
 
     # --- reads for clients --------------------------------------------------------------------------------------------
 
@@ -288,7 +296,7 @@ class GatewayUpstream:
         return await self._read(query)
 
     async def _read(self, query: str) -> Answer:
-        answer = await self._ask("/v1/kv", query, READ_TIMEOUT)
+        answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url)
         if answer.status == HTTPStatus.OK:
             return answer
         problem = _problem(answer)
@@ -355,13 +363,14 @@ class GatewayUpstream:
         """
         url, asked_at = url or self.client.url, self.clock()
         answer = await self._get("/v1/progress", "", LOOK_TIMEOUT, url)
-        found = self._parsed(answer, "/v1/progress")
+        found = self._parsed(answer, url)
         try:
             cluster_id, state = int(found["cluster_id"], 16), str(found["state"])
             revision, trusted, epoch = int(found["revision"]), bool(found["progress_trusted"]), str(found["epoch"])
             member_known, version = bool(found.get("member_known", True)), str(found.get("etcd_version", ""))
         except (KeyError, ValueError, TypeError, OverflowError):
-            raise ForeignAnswerError("/v1/progress cannot be read; run the same version on both tiers") from None
+            text = f"{url}: /v1/progress cannot be read; run the same version on both tiers"
+            raise ForeignAnswerError(text) from None
         if not cluster_id:
             raise UnavailableError(OUT_OF_REACH, cause=f"{url}: it has not reached etcd yet")
         if epoch != self._epoch_of(cluster_id, Selection(())):
@@ -393,20 +402,17 @@ class GatewayUpstream:
         above = tier_of(headers, status)
         if above >= MOST_TIERS:
             raise ForeignAnswerError(
-                f"the upstream {self.client.url} is of tier {above}: there are at most {MOST_TIERS} tiers below the "
-                "gateways that follow etcd"
+                f"the upstream is of tier {above}: there are at most {MOST_TIERS} tiers below the gateways that follow "
+                "etcd"
             )
         if self.tier is not None and above >= self.tier:
             raise ForeignAnswerError(
-                f"the upstream {self.client.url} is of tier {above}, and this gateway is of tier {self.tier}: only a "
+                f"the upstream is of tier {above}, and this gateway is of tier {self.tier}: only a "
                 "lower tier may be followed, so that no gateways follow each other"
             )
         return above + 1
 
-    async def _json(self, path: str, query: str, url: str = "") -> Mapping[str, Any]:
-        return self._parsed(await self._ask(path, query, LOOK_TIMEOUT, url), path)
-
-    def _parsed(self, answer: Answer, path: str) -> Mapping[str, Any]:
+    def _parsed(self, answer: Answer, url: str) -> Mapping[str, Any]:
         if answer.status != HTTPStatus.OK:
             raise self.refusal(answer, _problem(answer))
         try:
@@ -414,12 +420,12 @@ class GatewayUpstream:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise UnavailableError(OUT_OF_REACH, cause=f"{self.client.url}: {path} is not JSON")
+            raise UnavailableError(OUT_OF_REACH, cause=f"{url}: /v1/progress is not JSON")
         return found
 
-    async def _ask(self, path: str, query: str, seconds: float, url: str = "") -> Answer:
+    async def _ask(self, path: str, query: str, seconds: float, url: str) -> Answer:
         """Return an answer of a gateway that follows the same cluster."""
-        url, asked_at = url or self.client.url, self.clock()
+        asked_at = self.clock()
         answer = await self._get(path, query, seconds, url)
         try:
             self.compare_history(answer.headers, asked_at)

@@ -237,7 +237,7 @@ class UpstreamWatch:
             text = f"{status} {problem['code']}: {problem['detail']}"
         except (ValueError, KeyError, TypeError):
             text = f"{status}"
-        reason = f"the upstream gateway {self._upstream.client.url} refuses: {text}"
+        reason = f"the upstream gateway {self._url} refuses: {text}"
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             self._give(Refused(reason, denied=status == HTTPStatus.FORBIDDEN))
         else:

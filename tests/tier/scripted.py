@@ -157,22 +157,25 @@ async def scripted() -> AsyncIterator[Scripted]:
 
 @contextlib.asynccontextmanager
 async def upstream(
-    *urls: str, token: Callable[[], str] = lambda: "", stale_after: float = 60.0
+    *urls: str,
+    token: Callable[[], str] = lambda: "",
+    stale_after: float = 60.0,
+    made: type[GatewayUpstream] = GatewayUpstream,
 ) -> AsyncIterator[GatewayUpstream]:
     """An upstream that looks at these URLs."""
     loop, context = asyncio.get_running_loop(), ssl.create_default_context()
-    made = GatewayUpstream(
+    above = made(
         lambda tier: Client(list(urls), lambda: context, token, tier),
         epoch_of,
         stale_after=stale_after,
         clock=loop.time,
         draw=lambda: 0.0,
     )
-    task = asyncio.create_task(made.run())
+    task = asyncio.create_task(above.run())
     try:
-        yield made
+        yield above
     finally:
-        await made.aclose()
+        await above.aclose()
         task.cancel()
         (outcome,) = await asyncio.gather(task, return_exceptions=True)
         assert isinstance(outcome, asyncio.CancelledError), outcome

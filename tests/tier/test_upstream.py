@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from app.api.progress import TIP_TIMEOUT
 from app.core.errors import (
     DeniedError,
     EtcdRefusedError,
@@ -22,6 +23,9 @@ from app.core.feed_messages import Created, Lost, WatchInput
 from app.core.keys import KeyRange
 from app.core.selection import Selection
 from app.core.witnessed_history import ROUNDING
+from app.etcd.reads import RANGE_TIMEOUT, REVISION_INTERVAL
+from app.etcd.upstream import CONNECT_TIMEOUT
+from app.tier.client import Answer
 from app.tier.upstream import GatewayUpstream
 from tests.support.waiting import HANG, eventually, soon
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, position, scripted, upstream
@@ -468,6 +472,44 @@ async def test_the_history_of_a_cluster_is_not_reported_as_that_of_the_next(root
         says(root, Answered.of(position(cluster_id="def", epoch=epoch_of(0xDEF, Selection(())))))
         await soon(lambda: above.cluster_id == 0xDEF)
         assert above.witnessed is None
+
+
+@pytest.mark.parametrize(
+    ("answered", "reason"),
+    [
+        (Answered(b"[]", 200), "/v1/progress is not JSON"),
+        (Answered.of({}), "/v1/progress has no revision"),
+        (Answered.of(position(), X_Gateway_Tier="3"), "the upstream is of tier 3"),
+        (Answered.of(position(), X_Gateway_Tier="1"), "the upstream is of tier 1"),
+        (Answered.of(position(), X_Gateway_History=OF_ANOTHER), "the upstream follows the cluster def"),
+    ],
+)
+async def test_an_error_names_the_gateway_that_has_answered(root: Scripted, answered: Answered, reason: str) -> None:
+    """It is not always the present upstream: a stream may still be at another one."""
+    async with scripted() as other, upstream(root.url, other.url) as above:
+        await condition(above, "ready")
+        other.answer = lambda _asked: answered
+        with pytest.raises(UnavailableError) as refused:
+            await above._progress(str(SVC), other.url)
+    assert refused.value.cause.startswith(f"{other.url}: {reason}")
+    assert root.url not in refused.value.cause
+
+
+async def test_an_upstream_has_the_time_that_its_answers_may_take(root: Scripted) -> None:
+    """It waits for etcd, and for the proof of its tip. With less time, no cursor ahead of a slow etcd was resolved."""
+    given: dict[str, float] = {}
+
+    class Upstream(GatewayUpstream):
+        async def _get(self, path: str, query: str, seconds: float, url: str) -> Answer:
+            given[query] = seconds
+            return await super()._get(path, query, seconds, url)
+
+    async with upstream(root.url, made=Upstream) as above:
+        await condition(above, "ready")
+        await above.revision(SVC)
+        await above.ask_progress(SVC, root.url, 7)
+    assert given[str(SVC)] >= CONNECT_TIMEOUT + REVISION_INTERVAL + RANGE_TIMEOUT + TIP_TIMEOUT
+    assert given[f"{SVC}&min_revision=7"] > TIP_TIMEOUT
 
 
 async def test_an_upstream_out_of_reach_is_named(root: Scripted) -> None:

@@ -169,6 +169,24 @@ async def test_an_answer_that_is_not_a_stream(
     assert getattr(given, "denied", False) == getattr(expected, "denied", False)
 
 
+async def test_a_refusal_names_the_gateway_that_refuses(root: Scripted) -> None:
+    """The edge may have moved on to another upstream meanwhile."""
+    async with scripted() as other, upstream(root.url, other.url) as above:
+
+        def answer(asked: Asked) -> Answered:
+            if asked.path != "/v1/watch":
+                return root.usual(asked)
+            above.client.use(other.url)
+            return Answered.of({"code": "draining", "detail": "soon"}, 503)
+
+        root.answer = answer
+        heard = Heard()
+        open_watch(above, 42, heard)
+        given = await heard.next()
+        assert isinstance(given, Lost)
+        assert given.reason == f"the upstream gateway {root.url} refuses: 503 draining: soon"
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_a_token_that_was_replaced_is_revoked(root: Scripted, replaced: bool) -> None:
     """The next stream has the new token. Only a token that is still in the file says that this gateway is denied.
