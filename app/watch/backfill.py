@@ -105,7 +105,8 @@ class RunningBackfill:
         """Pass one input to the core and execute its commands. A defect ends the read, but not the feed."""
         try:
             self._step(given)
-            if self.active and not self._has_room():
+            # To ask counts what is held, which may let others have bytes, and so end this read.
+            if not self._has_room() and self.active:
                 self._step(NoRoom())
         except Exception:
             logger.exception("history read failed", extra={"range": str(self._range), "stage": self._core.stage.value})

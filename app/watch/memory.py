@@ -121,8 +121,9 @@ class FeedMemory:
 
     def _reclaim_unproven(self, size: int) -> None:
         for holder in sorted(self._holders(), key=lambda held: -held.unproven_bytes):
-            if self.budget.lacks(size) <= 0 or holder.reclaim_unproven() == 0:
-                break
+            if self.budget.lacks(size) <= 0 or holder.unproven_bytes == 0:
+                break  # to end a read that holds nothing would free nothing
+            holder.reclaim_unproven()
 
     def _reclaim_encoded(self, size: int) -> None:
         for holder in sorted(self._holders(), key=lambda held: -held.encoded_bytes):

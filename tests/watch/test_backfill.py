@@ -135,6 +135,29 @@ async def test_what_is_not_proven_goes_first_when_memory_is_short(monkeypatch: p
     await over(world, subscriber)
 
 
+async def test_a_read_may_end_while_it_is_asked_whether_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To count what it holds may let others have the bytes, and take the rest from it."""
+    world = World()
+    subscriber = await live(world)
+    feed = followed(subscriber)
+    silent(world, monkeypatch)
+    assert feed.want_backfill(60)
+
+    def no_room() -> bool:
+        feed._backfill._has_room = lambda: False
+        feed._backfill.make_room()
+        return False
+
+    feed._backfill._has_room = no_room
+    feed._backfill.handle(Created(100))
+    assert feed.core.backfill.why_not(60) == "lagged"
+    assert [one.message for one in caplog.records if one.levelname == "ERROR"] == []
+    await rests(feed)
+    await over(world, subscriber)
+
+
 async def test_a_defect_of_ours_ends_the_read_and_not_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader that waited for the history gets a reset with the reason."""
     world = World()

@@ -14,6 +14,7 @@ class StubFeed:
         self._given = given
         self.unproven_bytes, self.encoded_bytes, self.log_bytes = unproven, encoded, log
         self.view_bytes = 0
+        self.aborted = 0  # reads of history
 
     def hold(self, memory: FeedMemory) -> StubFeed:
         """Count the feed's bytes."""
@@ -32,6 +33,7 @@ class StubFeed:
 
     def reclaim_unproven(self) -> int:
         """See ``Holder``."""
+        self.aborted += 1
         size, self.unproven_bytes = self.unproven_bytes, 0
         return self._give("unproven", size)
 
@@ -108,6 +110,17 @@ def test_each_gives_way_in_its_turn() -> None:
         "old ends", "b unproven", "a unproven", "a encoded", "b encoded", "b view", "b log 190", "a log 50",
     ]  # fmt: skip
     assert world.memory.bytes == 1000
+
+
+def test_a_read_of_history_that_holds_nothing_goes_on() -> None:
+    """To abort it would free nothing, and its cursors would be reset."""
+    world = World()
+    feed = world.add("a", log=300)
+    world.add("b", unproven=20, log=300)
+    world.add("c", log=300)
+    assert world.memory.grow(feed, world.memory.hold(), 200)
+    assert world.given == ["b unproven", "a log 100"]
+    assert [each.aborted for each in world.feeds] == [0, 1, 0]
 
 
 def test_no_more_is_taken_than_is_needed() -> None:
