@@ -83,6 +83,14 @@ class Hold:
         """Reserve *size* more bytes. Return whether they fit; never wait."""
         return self.granted and not self.released and self._budget.grow(self, size, make_room)
 
+    def take_over(self, other: Hold) -> None:
+        """Count the bytes of *other* here: of the same use, and both inside the limit.
+
+        Nothing is granted to others. To make room for them, the owner may count what it has by ``set``, and the bytes
+        of *other* may not be a part of that yet.
+        """
+        self.size, other.size = self.size + other.size, 0
+
     def release(self) -> None:
         """Return the bytes to the budget."""
         if not self.released:

@@ -406,10 +406,8 @@ class Feed:
         else:
             with hold:
                 if _wanted():
-                    # From here on, the feed's own hold counts the state. The state must never be counted twice, which
-                    # may exceed the budget. It must also never be uncounted: others would take the bytes.
-                    self._hold.set(self._hold.size + hold.size)
-                    hold.release()
+                    # Counted twice, the state may exceed the budget. Uncounted for a moment, others take its bytes.
+                    self._hold.take_over(hold)
                     self.handle(SnapshotTaken(snapshot, cluster_id))
 
     async def _probe(self, revision: int) -> None:

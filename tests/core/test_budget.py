@@ -261,6 +261,22 @@ def test_no_feed_ends_for_the_sake_of_a_page() -> None:
     assert (second.outside, third.granted) == (True, False)
 
 
+def test_bytes_that_another_hold_takes_over_are_granted_to_nobody() -> None:
+    """The budget does not even look who waits: that comes with the next release."""
+    budget = Budget(100)
+    read, feed = budget.hold(Use.FEED), budget.hold(Use.FEED)
+    feed.set(40)
+    read.set(60)
+    budget.make_room = lambda _size: feed.set(40)
+    budget.ask(Use.PAGE, 10)  # granted outside
+    waits = budget.ask(Use.PAGE, 10)
+    feed.take_over(read)
+    assert (feed.size, read.size, budget.held, waits.granted) == (100, 0, 100, False)
+    feed.set(60)
+    read.release()
+    assert (budget.held, budget.of(Use.FEED), waits.granted) == (60, 60, True)
+
+
 def test_a_hold_whose_owner_asked_for_no_notice_is_revoked_too() -> None:
     """An owner that sets no ``on_revoked`` loses its hold without a notice, and releases it again without harm."""
     budget = Budget(LIMIT)

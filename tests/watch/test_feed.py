@@ -169,6 +169,29 @@ async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
     await world.empty()
 
 
+async def test_nobody_gets_the_bytes_of_a_state_while_the_feed_takes_it_over() -> None:
+    """A page that waits asks the feed for room at that very moment. The feed then counts itself, without the state."""
+    world = World()
+    memory, pages = world.registry.channels.memory, list[Hold]()
+    grow, others = memory.grow, memory.hold()
+
+    def read(holder: Holder, hold: Hold, size: int) -> bool:
+        fits = grow(holder, hold, size)
+        others.set(memory.budget.limit - size)
+        pages.extend(memory.budget.ask(Use.PAGE, size) for _ in range(2))  # the first one is outside the limit
+        return fits
+
+    memory.grow = read  # type: ignore[method-assign]
+    subscriber = world.subscribe(has_cursor=False)
+    await world.told(subscriber)
+    assert followed(subscriber).core.bytes == A.size
+    assert (memory.budget.lacks(), [page.granted for page in pages]) == (0, [True, False])
+    for each in (others, *pages):
+        each.release()
+    subscriber.release()
+    await world.empty()
+
+
 async def test_a_state_that_the_feed_does_not_want_any_more_is_given_back() -> None:
     """A feed that ends while its state is being read releases the state's memory."""
     world = World()
