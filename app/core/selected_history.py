@@ -149,10 +149,9 @@ class SelectedHistory(AwaitingParts[Part]):
     def leave(self) -> None:
         """Stop following the feeds, and drop everything. Idempotent."""
         self._leave_feeds()
-        for part in self.parts:
-            part.waiting.clear()
-            part.leave()
         self._drop()
+        for part in self.parts:
+            part.leave()
         self._await(frozenset())
         # These refer to the channel, which refers to this history: the two would wait for the garbage collector.
         self._on_change = self._on_wait = _nothing
@@ -246,16 +245,20 @@ class SelectedHistory(AwaitingParts[Part]):
             changed |= self._release(tip)
         if self._stale is not None:
             self._end_outage()
-        if any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
-            self._lagged_at = max(part.history.log.tip for part in self.parts)
-            for part in self.parts:
-                part.waiting.clear()
-            self._drop()
-            self.restart()
+        if self._lag():
             return
         self._update_awaited()
         if changed:
             self._on_change()
+
+    def _lag(self) -> bool:
+        """Return whether a feed's log has forgotten a revision that waits. Then the selection starts anew."""
+        if not any(part.waiting and part.waiting[0].revision <= part.history.log.floor for part in self.parts):
+            return False
+        self._lagged_at = max(part.history.log.tip for part in self.parts)
+        self._drop()
+        self.restart()
+        return True
 
     def _update_awaited(self) -> None:
         """Find out which feeds must move, and wait for them."""
@@ -297,6 +300,8 @@ class SelectedHistory(AwaitingParts[Part]):
         self._view = None
         self._started = False
         self._log.clear()
+        for part in self.parts:
+            part.waiting.clear()
 
     def _release(self, tip: int) -> bool:
         """Publish what waits, up to *tip*. Return whether there was anything."""
@@ -438,8 +443,10 @@ class SelectedHistory(AwaitingParts[Part]):
         return "lagged"
 
     def trim(self, now: float = 0.0) -> None:
-        """Drop what is too old from the log, and what the feeds' logs have forgotten."""
+        """Drop what is too old from the log, and what the feeds' logs have forgotten, also if it waits."""
         self._now = max(self._now, now)
+        if self._continues:
+            self._lag()
         self._look()
         self._log.trim(self._now)
 

@@ -287,6 +287,15 @@ class SelectionMachine(RuleBasedStateMachine):
         history = self.feeds[number % len(self.feeds)].history
         history.log.reclaim(1 << 30)
         history.followers.forget()
+        self.check()
+
+    @rule()
+    def check(self) -> None:
+        """The channel looks once a second. Then nothing waits that the log of its feed has forgotten."""
+        self.selected.trim(self.now)
+        for part in self.selected.parts:
+            if part.waiting and part.generation == part.history.log.generation:
+                assert part.waiting[0].revision > part.history.log.floor
 
     @rule()
     def read(self) -> None:
@@ -457,6 +466,39 @@ def test_a_log_that_forgets_what_waits() -> None:
     assert not selected.joinable
     other.deliver(6, 1.0, progress=True)
     assert (selected.joinable, selected.reason) == (True, "lagged")
+
+
+@pytest.mark.parametrize("aged", [False, True])
+def test_what_waits_does_not_outlive_the_log_that_counts_it(aged: bool) -> None:
+    """No event comes any more. The log forgets for want of memory, or by its age, at which the channel's check looks.
+
+    The merge counts only a reference for each value: the memory was given to others, and was not free.
+    """
+    store = Store()
+    selected, (one, _other) = selection(store, A, B)
+    for _ in range(2):
+        store.write([b"/a/1"], deletes=False)
+    one.deliver(2, 1.0, progress=False)
+    assert [len(part.waiting) for part in selected.parts] == [2, 0]
+    if aged:
+        one.history.log.trim(1e9)
+        selected.trim(2.0)
+    else:
+        one.history.log.reclaim(1 << 30)
+        one.history.followers.forget()
+    assert [len(part.waiting) for part in selected.parts] == [0, 0]
+    assert (selected.joinable, selected.bytes) == (False, 0)
+
+
+def test_what_waits_goes_with_the_view_of_its_feed() -> None:
+    """A feed gives up its view, and its log, because its next state needs the memory."""
+    store = Store()
+    selected, (one, _other) = selection(store, A, B)
+    store.write([b"/a/1"], deletes=False)
+    one.deliver(1, 1.0, progress=False)
+    one.history.unproven = "lagged"
+    assert one.history.reclaim_view()
+    assert [len(part.waiting) for part in selected.parts] == [0, 0]
 
 
 def test_a_merge_that_lags_takes_no_views_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
