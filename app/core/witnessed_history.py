@@ -40,7 +40,7 @@ class WitnessedHistory:
     Args:
         first: what the first read of the gateway's present connection to etcd found. The read was linearizable, so
             whatever any gateway had seen of this history before *first_at* is not above it.
-        first_at: when that read began, or later, in monotonic seconds of this process.
+        first_at: when that read began, or earlier, in monotonic seconds of this process.
         highest: the highest values that the gateway knows of this history.
     """
 

@@ -267,6 +267,9 @@ class Channels(AlwaysTrue):
     def view_reclaimed(self, holders: Collection[Ranges]) -> None:
         """See ``FeedsOwner``."""
         for ranges in holders:
+            channel = self._channels.get(ranges)
+            if isinstance(channel, SelectedChannel):
+                channel.forget_snapshot()
             self._owner.view_reclaimed(ranges)
 
     def feed_failed(self, holders: Collection[Ranges], reason: CloseReason) -> None:

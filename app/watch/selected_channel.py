@@ -212,6 +212,10 @@ class SelectedChannel:
         """See ``Channel``."""
         return await self._fresh.get(at_least)
 
+    def forget_snapshot(self) -> None:
+        """Keep no fresh snapshot: a feed has given up its view for want of memory."""
+        self._fresh.forget()
+
     # --- memory (``app.watch.memory.Holder``) -------------------------------------------------------------------------
 
     @property

@@ -138,6 +138,22 @@ async def test_a_reader_ahead_of_a_merge() -> None:
     await world.empty()
 
 
+async def test_a_channel_keeps_no_snapshot_that_was_read_before_its_feed_gave_up_its_view() -> None:
+    """The feed needs the memory for its next state. A feed that is a channel drops its own snapshot, too."""
+    world = World()
+    merged = world.subscribe(SVC, OTHER)
+    await joinable(merged)
+    feed, memory = next(iter(world.registry.feeds)), world.registry.channels.memory
+    without = memory.bytes
+    assert await channel_of(merged).fresh_snapshot(100) is not None
+    await asyncio.sleep(0)  # asyncio lets go of the read's result
+    assert memory.bytes > without
+    world.registry.feeds.view_reclaimed(feed)
+    assert memory.bytes == without
+    merged.release()
+    await world.empty()
+
+
 async def test_feeds_are_hastened_while_a_merge_waits_for_them() -> None:
     """And not any longer."""
     world = World()
