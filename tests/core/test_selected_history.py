@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.core.cursor import Cursor
 from app.core.ended_histories import EndedHistories
 from app.core.events import Batch, Delete, Event, KeyValue
+from app.core.feed import FeedCore, State
+from app.core.feed_messages import Batches, Compacted, Created, Progress, RetryDue, SnapshotTaken, Start
 from app.core.frames import Format
 from app.core.history import History
 from app.core.keys import KeyRange
@@ -839,3 +843,167 @@ def test_a_merge_holds_back_what_came_in_an_outage() -> None:
     assert told == [False], "the readers are woken, and see that it is live"
     assert selected.lacks_since(3) == 33.0
     assert selected.lacks_since(4) is None
+
+
+class Member:
+    """A feed of a merge. What its range loses while it is in doubt is in its next state, and in no event."""
+
+    def __init__(self, world: Members, name: str) -> None:
+        self.world, self.range = world, KeyRange("prefix", f"/{name}/".encode())
+        self.keys = [f"/{name}/{number}".encode() for number in range(3)]
+        self.core = FeedCore(Bounds(), reach_back=50)
+        self.core.handle(Start(backfill=False), 0.0)
+
+    def doubt(self) -> None:
+        """The watch may have missed something."""
+        if self.core.state in (State.LIVE, State.SNAPSHOTTING):
+            self.core.handle(Compacted(self.world.revision + 50), 0.0)
+
+    def create(self) -> None:
+        """The next watch is created."""
+        if self.core.state is State.START_RETRY:
+            self.core.handle(RetryDue(), 0.0)
+        if self.core.state is State.OPENING:
+            self.core.handle(Created(self.world.revision), 0.0)
+
+    def take(self) -> None:
+        """The next state is read. All keys have changed meanwhile."""
+        if self.core.state is State.SNAPSHOTTING:
+            items = [self.world.put(key) for key in self.keys]
+            self.core.handle(SnapshotTaken(Snapshot.of(self.world.revision, items, block_bytes=1), 1), 0.0)
+
+    def write(self) -> None:
+        """A key changes."""
+        if self.core.state is State.LIVE:
+            item = self.world.put(self.keys[0])
+            self.core.handle(Batches((Batch(item.mod_revision, [item]),)), 0.0)
+
+    def prove(self) -> None:
+        """Everything has come, to all feeds."""
+        for each in self.world.members:
+            if each.core.state is State.LIVE:
+                each.core.handle(Progress(self.world.revision, trusted=True), 0.0)
+
+    def reclaim(self) -> None:
+        """The feed gives up its view for its next state, and its readers what they hold of it."""
+        if self.core.history.reclaim_view():
+            for each in self.world.readers:
+                each.drop_snapshot()
+
+    def shed(self) -> None:
+        """The feed's log gives up its memory."""
+        self.core.history.log.reclaim(1 << 30)
+        self.core.history.followers.forget()
+
+
+ANEW = (Member.doubt, Member.create, Member.take, Member.prove)
+
+
+class Members:
+    """Two feeds, their merge, and its readers, each with the mirror of its client: keys and their revisions."""
+
+    def __init__(self) -> None:
+        self.revision = self.began = 1  # of etcd; at which the merge's present generation began
+        self.items: dict[bytes, KeyValue] = {}
+        self.written: list[tuple[int, str]] = []
+        self.readers: list[Reader] = []
+        self.mirrors: list[dict[str, int]] = []
+        self.members = [Member(self, "a"), Member(self, "b")]
+        for step in ANEW[1:]:
+            self.each((0, 1), step)
+        sources = [(each.core.history, each.core.backfill, (each.range,)) for each in self.members]
+        self.merge = SelectedHistory(sources, Bounds(), lambda: None)
+        self.merge.follow(0.0)
+        self.generation = -1
+        self.join()
+
+    def each(self, numbers: Sequence[int], step: Callable[[Member], None]) -> None:
+        """Let the same happen to some members."""
+        for number in numbers:
+            step(self.members[number])
+
+    def put(self, key: bytes) -> KeyValue:
+        """Write a key."""
+        self.revision += 1
+        old = self.items.get(key)
+        created, version = (old.create_revision, old.version) if old else (self.revision, 0)
+        self.items[key] = KeyValue(key, b"v", created, self.revision, version + 1)
+        self.written.append((self.revision, key.decode()))
+        return self.items[key]
+
+    def join(self) -> None:
+        """A reader comes, and takes a little."""
+        ranges = tuple(each.range for each in self.members)
+        self.readers.append(
+            Reader(
+                self.merge,
+                self.merge,
+                Selection(ranges),
+                lambda _cluster, _selection: EPOCH,
+                form="ndjson",
+                cursor=None,
+                snapshot=True,
+                heartbeat=1.0,
+            )
+        )
+        self.mirrors.append({})
+        self.read()
+
+    def read(self, size: int = 1) -> bool:
+        """Let each reader take a little. Return whether any got something."""
+        log = self.merge.log
+        if log.generation != self.generation:
+            self.generation, self.began = log.generation, log.floor
+        said = [each.read(size) for each in self.readers]
+        for data, mirror in zip(said, self.mirrors, strict=True):
+            self._take(data, mirror)
+        return any(said)
+
+    def read_all(self) -> None:
+        """Let each reader take all that there is."""
+        while self.read(1 << 20):
+            pass
+
+    def _take(self, data: bytes, mirror: dict[str, int]) -> None:
+        for event in map(json.loads, data.splitlines()):
+            if event["type"] == "reset":
+                mirror.clear()
+            elif event["type"] == "put":
+                mirror[event["key"]] = event["mod_revision"]
+            elif event["type"] == "synced":
+                assert event["revision"] >= self.began, "the state was replaced"
+                assert mirror == self.truth(event["revision"]), "a part is missing"
+
+    def truth(self, revision: int) -> dict[str, int]:
+        """All keys at a revision."""
+        return {key: written for written, key in self.written if written <= revision}
+
+
+OF_ONE = (*ANEW, Member.reclaim, Member.shed, Member.write)
+RUNS = (ANEW, (*ANEW[:2], Member.reclaim, *ANEW[2:]), (*ANEW, Member.doubt))
+STEPS: st.SearchStrategy[tuple[Callable[[Members], object], ...]] = st.one_of(
+    st.sampled_from((Members.join, Members.read, Members.read_all)).map(lambda step: (step,)),
+    st.builds(
+        lambda steps, numbers: tuple(partial(Members.each, numbers=numbers, step=step) for step in steps),
+        st.one_of(st.sampled_from(OF_ONE).map(lambda step: (step,)), st.sampled_from(RUNS)),
+        st.sampled_from(((0,), (1,), (0, 1))),
+    ),
+)
+
+
+@given(st.lists(STEPS, max_size=12))
+def test_what_a_merge_calls_complete_is_the_newest_state(
+    steps: list[tuple[Callable[[Members], object], ...]],
+) -> None:
+    """Whatever happens to the members between two reads: at ``synced`` a client has the whole state of the merge.
+
+    ``tests/core/test_history.py`` has the same for one feed.
+    """
+    world = Members()
+    for step in itertools.chain.from_iterable(steps):
+        step(world)
+    for end in ANEW[1:]:
+        world.each((0, 1), end)
+    world.read_all()
+    assert all(each.synced for each in world.readers)
+    assert all(mirror == world.truth(world.revision) for mirror in world.mirrors)
