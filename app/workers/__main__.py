@@ -1,4 +1,7 @@
-"""``python -m app.workers LINK PASSED``: the process of one worker. The hub starts it, with two inherited sockets."""
+"""``python -m app.workers LINK PASSED HUB``: the process of one worker. The hub starts it, with two inherited sockets.
+
+HUB is the path of the Unix socket at which the hub serves.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def entry() -> int:
     try:
         from .worker import main
 
-        return main(link, passed)
+        return main(link, passed, sys.argv[3])
     finally:
         SIGNALS.ignore()
 

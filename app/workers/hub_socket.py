@@ -45,13 +45,19 @@ def listen_at(path: Path) -> socket.socket:
 
 
 def remove_of_dead_hub(path: Path) -> None:
-    """Remove the folder of a hub that could not do so itself. A hub that still listens at *path* needs it."""
+    """Remove the folder of a hub that could not do so itself. A hub that still listens at *path* needs it.
+
+    Nothing but the socket is removed with it: a worker is told the path on its command line.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         try:
             sock.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            shutil.rmtree(path.parent, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another worker was faster; or the folder is not the hub's
+                if path.is_socket():
+                    path.unlink()
+                path.parent.rmdir()
         except OSError:  # BlockingIOError: many others wait to be accepted
             pass
 

@@ -77,7 +77,10 @@ class WorkerProcess:
     async def start(
         self, settings: dict[str, Any], path: str, contents: Callable[[], Mapping[str, bytes]], ended: Mapping[str, Any]
     ) -> None:
-        """Start the process, and give it its settings, the contents of its files, and the sessions that have ended."""
+        """Start the process, and give it its settings, the contents of its files, and the sessions that have ended.
+
+        *path*: see ``Team``. The process has it from its start, to remove the socket of a hub that has died meanwhile.
+        """
         link, their_link = socket.socketpair()
         passed, their_passed = socket.socketpair()
         for sock in (link, passed):
@@ -85,7 +88,7 @@ class WorkerProcess:
         # A worker imports from where the hub does. `-m` alone looks in the current directory first.
         options = ["-P", *(f"-W{option}" for option in sys.warnoptions)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        words = [sys.executable, *options, "-m", MODULE, str(their_link.fileno()), str(their_passed.fileno())]
+        words = [sys.executable, *options, "-m", MODULE, str(their_link.fileno()), str(their_passed.fileno()), path]
         try:
             # Not by the event loop, which forks. gRPC's fork handlers then run in both processes, and the hub died of a
             # segmentation fault. This way the kernel suspends the hub until the new program runs (vfork).
@@ -118,7 +121,6 @@ class WorkerProcess:
         self._link.send(
             "settings",
             settings=settings,
-            socket=path,
             number=self.number,
             contents=encode_contents(contents()),
             ended=list(ended.values()),  # of now: any later one is told as a message

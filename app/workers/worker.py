@@ -38,9 +38,9 @@ logger = logging.getLogger("gateway")
 LOAD = 0.25
 
 
-def main(link: socket.socket, passed: socket.socket) -> int:
-    """Serve until the hub, or a SIGTERM, ends the worker. Return the exit status."""
-    worker = Worker(passed)
+def main(link: socket.socket, passed: socket.socket, path: str) -> int:
+    """Serve until the hub, or a SIGTERM, ends the worker. Return the exit status. *passed*, *path*: see ``Worker``."""
+    worker = Worker(passed, path)
     try:
         run(lambda: worker.run(link))
     except SettingsError as error:
@@ -57,10 +57,16 @@ def main(link: socket.socket, passed: socket.socket) -> int:
 
 
 class Worker:
-    """See the module. *passed*: the socket over which the hub passes connections."""
+    """See the module.
 
-    def __init__(self, passed: socket.socket) -> None:
+    Args:
+        passed: the socket over which the hub passes connections.
+        path: of the Unix socket at which the hub serves.
+    """
+
+    def __init__(self, passed: socket.socket, path: str) -> None:
         self._passed = passed
+        self._path = path
         self._settings: asyncio.Future[Message]
         self._early: list[Message] = []  # that came before the worker could serve
         self._link: Link
@@ -92,7 +98,7 @@ class Worker:
             self._closed = True
             self._link.close()
             if self._hub_has_gone:
-                remove_of_dead_hub(Path(self._hub.socket))
+                remove_of_dead_hub(Path(self._path))
         if self._hub_has_gone:
             raise BrokenGatewayError("the hub has ended")
 
@@ -104,7 +110,7 @@ class Worker:
             for name in ("gateway.feed", "gateway.upstream"):
                 logging.getLogger(name).setLevel(logging.WARNING)
         return_large_blocks()
-        self._hub = HubLink(self._link, first["socket"])
+        self._hub = HubLink(self._link, self._path)
         read_before = decode_contents(first.pop("contents"))
         gateway = self._gateway = Gateway(settings, hub=self._hub, read_before=read_before)
         app = create_app(gateway=gateway)
@@ -228,6 +234,7 @@ class Worker:
     def _hub_lost(self) -> None:
         """End, also in the middle of a drain: nothing new can come from etcd, and the clients can resume elsewhere."""
         if not self._settings.done():
+            remove_of_dead_hub(Path(self._path))
             os._exit(1)
         if not self._closed and hasattr(self, "_gateway"):
             logger.error("the hub has ended, so this worker ends, too")

@@ -41,6 +41,17 @@ def test_the_folder_of_a_dead_hub(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_nothing_but_the_socket_of_a_dead_hub_is_removed(temporary: Path) -> None:
+    """Somebody may start a worker with a path of their own."""
+    file, path = temporary / "file", temporary / "folder" / "hub"
+    path.parent.mkdir()
+    (path.parent / "other").touch()
+    for one in (file, path):
+        one.touch()
+        remove_of_dead_hub(one)
+        assert one.is_file()
+
+
 @pytest.mark.parametrize(
     ("folder", "said"), [("x" * 100, "a folder with a shorter path"), ("missing/folder", "mount one at /tmp")]
 )

@@ -56,7 +56,7 @@ async def test_what_is_said_while_a_worker_starts(monkeypatch: pytest.MonkeyPatc
     """It counts when the worker serves: otherwise a session that has ended meanwhile would go on there."""
     mine, theirs = socket.socketpair()
     passed, far = socket.socketpair()
-    worker = Worker(passed)
+    worker = Worker(passed, "/nowhere/hub")
     taken: list[Message] = []
     monkeypatch.setattr(worker, "_take", taken.append)
     monkeypatch.setattr(worker, "_look", lambda: None)
@@ -88,9 +88,9 @@ async def test_a_file_that_cannot_be_used_when_a_worker_starts(tmp_path: Path, m
         sock.setblocking(False)
     hub = await Link.open(theirs, lambda _message: None, ended.set)
     settings = load({"policy_file": str(policy), "log_level": "debug"}).model_dump(mode="json")
-    hub.send("settings", settings=settings, number=1, socket="/nowhere", contents={}, ended=[])
+    hub.send("settings", settings=settings, number=1, contents={}, ended=[])
     with pytest.raises(SettingsError, match="is not YAML"):
-        await Worker(passed).run(mine)
+        await Worker(passed, "/nowhere/hub").run(mine)
     async with asyncio.timeout(HANG):
         await ended.wait()
     hub.close()
