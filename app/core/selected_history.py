@@ -190,7 +190,8 @@ class SelectedHistory(AwaitingParts[Part]):
             if (self._view is None or not self._continues) and not self._lags:
                 self._take_views()
                 self._go_on()
-        elif any(part.history.view is None for part in self.parts):
+        elif not self._same_generations or any(part.history.view is None for part in self.parts):
+            # The rest of an old state must not come, and the feed that is replaced does not count its values any more.
             self._drop()
         self._update_awaited()
         self._on_change()

@@ -903,7 +903,7 @@ class Members:
     """Two feeds, their merge, and its readers, each with the mirror of its client: keys and their revisions."""
 
     def __init__(self) -> None:
-        self.revision = self.began = 1  # of etcd; at which the merge's present generation began
+        self.revision = self.began = 1  # of etcd; at which the youngest generation of a feed began
         self.items: dict[bytes, KeyValue] = {}
         self.written: list[tuple[int, str]] = []
         self.readers: list[Reader] = []
@@ -914,7 +914,6 @@ class Members:
         sources = [(each.core.history, each.core.backfill, (each.range,)) for each in self.members]
         self.merge = SelectedHistory(sources, Bounds(), lambda: None)
         self.merge.follow(0.0)
-        self.generation = -1
         self.join()
 
     def each(self, numbers: Sequence[int], step: Callable[[Member], None]) -> None:
@@ -951,9 +950,7 @@ class Members:
 
     def read(self, size: int = 1) -> bool:
         """Let each reader take a little. Return whether any got something."""
-        log = self.merge.log
-        if log.generation != self.generation:
-            self.generation, self.began = log.generation, log.floor
+        self.began = max(each.core.history.snapshot_revision for each in self.members)
         said = [each.read(size) for each in self.readers]
         for data, mirror in zip(said, self.mirrors, strict=True):
             self._take(data, mirror)
@@ -1007,3 +1004,20 @@ def test_what_a_merge_calls_complete_is_the_newest_state(
     world.read_all()
     assert all(each.synced for each in world.readers)
     assert all(mirror == world.truth(world.revision) for mirror in world.mirrors)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_no_state_of_a_merge_is_completed_after_a_member_was_replaced(first: int) -> None:
+    """Another member is still in doubt. After a restore, the client had `synced` on the history that had ended."""
+    world = Members()
+    world.each((0, 1), Member.doubt)
+    for step in ANEW[1:3]:
+        world.each((first,), step)
+    world.read_all()
+    assert not world.readers[0].synced
+    assert world.merge.bytes == 0, "the values of the old state are counted by nobody"
+    for step in ANEW[1:]:
+        world.each((1 - first,), step)
+    world.read_all()
+    assert world.readers[0].synced
+    assert world.mirrors == [world.truth(world.revision)]
