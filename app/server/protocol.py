@@ -261,11 +261,16 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._answering():
             return  # a head that began during an answer waits for the answer's end; then uvicorn's own timer runs
         self._discarding = True
-        if self._head_complete or not self._head_bytes:
+        if not self._head_begun:
             # A browser opens connections ahead of need. It would take a 408 for the answer to its next request.
             self.transport.close()
             return
         self._refuse(HeadTimeoutError(f"a request's line and headers must end within {HEAD_TIMEOUT:g} s"))
+
+    @property
+    def _head_begun(self) -> bool:
+        """Whether a part of a request's head has been read, and not the whole of it."""
+        return self._head_bytes > 0 and not self._head_complete
 
     def _answering(self) -> bool:
         return self._taken or (self.cycle is not None and not self.cycle.response_complete)
@@ -318,13 +323,18 @@ class GatewayProtocol(HttpToolsProtocol):
         This does not concern a stream: its connection has left this protocol.
         """
         self._stopping = True
-        if self._answering() or not self._client_transport.unread:
+        if self._answering() or not (self._head_begun or self._client_transport.unread):
             super().shutdown()
         else:
             self.loop.call_later(LAST_REQUEST, self._close_idle)
 
     def _close_idle(self) -> None:
-        if not self._answering():
+        if self._answering():
+            return
+        if self._head_begun:
+            self._discarding = True
+            self._refuse(HeadTimeoutError(f"the gateway stops: a head must end within {LAST_REQUEST:g} s"))
+        else:
             self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:

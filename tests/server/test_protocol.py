@@ -196,19 +196,27 @@ def test_a_request_that_comes_when_the_time_is_over() -> None:
     run(work())
 
 
-def test_a_request_that_comes_when_the_server_stops() -> None:
-    """A request at the stop is answered, as the last of its connection; an unfinished request is not waited for."""
+@pytest.mark.parametrize(("read", "unread"), [(b"", REQUEST[:10]), (REQUEST[:10], b""), (REQUEST[:10], REQUEST[10:20])])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_request_that_comes_when_the_server_stops(read: bytes, unread: bytes, complete: bool) -> None:
+    """A request that is arriving at the stop is answered, as the last of its connection, whether or not a part of its
+    head has been read. An unfinished head is waited for, but not for long.
+    """
 
     async def work() -> None:
-        async with Served("60s") as served:
-            for request, answered in ((REQUEST, True), (REQUEST[:10], False)):
-                async with connection(served.port) as one:
-                    await one.ask()
-                    one.push(request)
-                    served.protocol.shutdown()
-                    if answered:
-                        assert (await one.answer())["connection"] == "close"
-                    assert await one.closed()
+        async with Served("60s") as served, connection(served.port) as one:
+            await one.ask()
+            protocol = served.protocol
+            one.push(read)
+            async with connection(served.port) as other:
+                await other.ask()  # by now the server has read what the first client sent
+            one.push(unread)
+            protocol.shutdown()
+            if complete:
+                one.push(REQUEST[len(read + unread) :])
+            answer = await one.answer()
+            assert (answer["status"], answer["connection"]) == ("200" if complete else "408", "close")
+            assert await one.closed()
 
     run(work())
 
