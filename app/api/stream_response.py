@@ -222,10 +222,12 @@ async def deliver(
         raise
     try:
         async with connection:
-            if lines and isinstance(sink, FastSink):
+            if not isinstance(sink, FastSink):
+                await connection.start(200, headers)
+            elif lines:
                 sink.give_head(lines)
             else:
-                await connection.start(200, headers)
+                await connection.start(200, [*headers, (b"connection", b"close")])  # as ``Server.head_of``
             delivery.begin()
             await sink.run(delivery)
     except StuckError:

@@ -295,8 +295,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """Return the head of a stream with these header lines, as uvicorn would send it."""
         cycle = self.cycle
         parts = [STATUS_LINE[200], *(b"%b: %b\r\n" % header for header in cycle.default_headers), lines]
-        if not cycle.keep_alive:
-            parts.append(b"connection: close\r\n")
+        parts.append(b"connection: close\r\n")
         if cycle.scope["http_version"] != HTTP_1_0:
             parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n")

@@ -32,7 +32,9 @@ class Server(Protocol):
     """The server's protocol of a connection, as a stream sees it."""
 
     def head_of(self, lines: bytes) -> bytes:
-        """Return the head that the server would send before a stream with these header lines."""
+        """Return the head of a stream with these header lines. It says that the connection ends with the stream: a
+        proxy would send its next request on a connection that seems reusable, and the request would be lost.
+        """
 
     def take_over(self) -> None:
         """Discard the request, and leave the rest of the body, and the connection, to the ``ClientTransport``."""
