@@ -89,6 +89,8 @@ VERSIONS = ("1.1", HTTP_1_0)
 # The value of a Host header (RFC 9110, section 7.2): a name or an address, perhaps with a port. It may be empty. A
 # comma would be valid, but is what a proxy makes of two such headers.
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Za-z.:%_~-]+\])(?::[0-9]*)?")
+# The begin of an absolute target without a path, which means "/" (RFC 9110, section 4.2.3). uvicorn accepts none.
+NO_PATH = re.compile(rb"\Ahttps?://[^/?]+(?=\?|\Z)", re.IGNORECASE)
 # The path that answers a GET with a stream.
 STREAMS = "/v1/watch"
 # The path, and the header of a request, whose answer may be held.
@@ -442,6 +444,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._discarding = True
             self.send_400_response(wrong)
             return
+        self.url = NO_PATH.sub(rb"\g<0>/", self.url)
         if self._is_last():
             self.cycle.keep_alive = False
             self._discarding = True

@@ -41,6 +41,8 @@ HOSTS = (b"x", b"", b"x:", b"127.0.0.1:8080", b"[::1]:8080", b"[fe80::1%25eth0]"
         b"GET /livez HTTP/1.0\r\n",
         b"GET /livez HTTP/1.0\r\nHost: x\r\n",
         b"GET http://y/livez HTTP/1.1\r\nHost: x\r\n",
+        b"GET http://y HTTP/1.1\r\nHost: y\r\n",
+        b"GET HTTPS://y:80?a=/b HTTP/1.1\r\nHost: y:80\r\n",
     ],
 )
 async def test_hosts(server: GatewayProcess, head: bytes) -> None:
@@ -91,7 +93,7 @@ async def test_no_http(server: GatewayProcess, raw: bytes) -> None:
     [
         ("GET /v1/kv?prefix=/ä HTTP/1.1\r\nHost: x\r\n\r\n".encode(), "query; percent-encode all bytes"),
         (b"GET /v1/kv?prefix=/a b HTTP/1.1\r\nHost: x\r\n\r\n", "percent-encode spaces"),
-        (b"GET http://example HTTP/1.1\r\nHost: x\r\n\r\n", "begin its path with a slash"),
+        (b"GET ftp://x HTTP/1.1\r\nHost: x\r\n\r\n", "begin its path with a slash"),
         (b"get /livez HTTP/1.1\r\nHost: x\r\n\r\n", "upper case"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "takes no TLS"),
         (b"GET /livez HTTP/1.1\r\nHost x\r\n\r\n", "Invalid header token"),
