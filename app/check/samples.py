@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ class Sampler:
         self._run = run
         self._opened = -1
         self._quiet_since = 0.0
+        self._reads = -1
+        self._unread_since = 0.0
         self.etcd_metrics = etcd_metrics
         self.linger = 0.0  # the gateway's linger, in seconds
         self._tier = 0
@@ -62,7 +65,9 @@ class Sampler:
         self.linger, self._tier = float(described["linger"]), int(described.get("tier", 0))
         self.etcd_metrics = self.etcd_metrics or (f"{described['etcd']['endpoint']}/metrics",)
         gateway = _gateway_counts(described["instance"], metrics)
-        return Sample(gateway, self._checked(described, gateway.opened), await self._etcd_counts())
+        # A read from memory is none of the streams that are opened. Those that etcd answers are counted with it.
+        reads = int(metrics.find(f"{NAMESPACE}_http_requests_total /v1/kv") or 0)
+        return Sample(gateway, self._checked(described, gateway.opened, reads), await self._etcd_counts())
 
     async def _feeds(self) -> bytes:
         try:
@@ -92,7 +97,7 @@ class Sampler:
                 f"{error}; the gateway is of tier {self._tier}, so --etcd-metrics must name gateways that it follows"
             ) from None
 
-    def _checked(self, described: dict[str, Any], opened: int) -> Checked:
+    def _checked(self, described: dict[str, Any], opened: int, reads: int) -> Checked:
         feeds: Sequence[dict[str, Any]] = described["feeds"]
         channels: Sequence[dict[str, Any]] = described.get("channels", ())
         subscribers = subscribers_of(described)
@@ -100,11 +105,16 @@ class Sampler:
         held = bool(channels) or len(feeds) > len(pins)
         ours = [each for each in subscribers if each["request_id"].startswith(f"{self._run}-")]
         self.addresses = {each["address"] for each in ours}
-        others = len(subscribers) - len(ours)
+        # The range's own feed counts the streams of all its channels, also of those that have further ranges.
+        following = sum(feed.get("subscribers", 0) for feed in feeds if feed not in pins)
+        others = max(len(subscribers), following) - len(ours)
+        now = time.monotonic()
         if others or opened != self._opened:
-            self._opened, self._quiet_since = opened, time.monotonic()
-        quiet = time.monotonic() - self._quiet_since
-        return Checked(int(held), len(ours), others, quiet, self.linger, pinned=bool(pins))
+            self._opened, self._quiet_since = opened, now
+        if reads != self._reads:
+            self._reads, self._unread_since = reads, now
+        quiet, unread = now - self._quiet_since, now - self._unread_since
+        return Checked(int(held), len(ours), others, quiet, self.linger, pinned=bool(pins), unread=unread)
 
 
 class Metrics:
@@ -122,7 +132,9 @@ class Metrics:
         self._values: dict[str, dict[str, float]] = {}  # by the metric's name
 
     def find(self, name: str) -> float | None:
-        """Return a value by its name, summed over all labels; or by its name and label values: ``feeds live``."""
+        """Return a value by its name, and by the values of its labels or of the first of them: ``feeds live``. It is
+        summed over the labels that are not named.
+        """
         metric = name.partition(" ")[0]
         if metric not in self._values:
             lines = [line for line in self._lines if line.startswith((f"{metric} ", f"{metric}{{"))]
@@ -146,7 +158,7 @@ class Metrics:
         try:
             for family in text_string_to_metric_families("".join(lines)):
                 for sample in family.samples:
-                    for name in {sample.name, " ".join((sample.name, *sample.labels.values()))}:
+                    for name in itertools.accumulate((sample.name, *sample.labels.values()), "{} {}".format):
                         values[name] = values.get(name, 0.0) + sample.value
         except ValueError as error:
             raise self._no_metrics(error) from None

@@ -88,15 +88,17 @@ class Checked:
     """The gateway's counts of the checked range. Times are in seconds.
 
     ``quiet`` is how long, as far as the check knows, no client has come: the check has closed its streams, the range
-    has no other subscriber, and the gateway has opened no stream.
+    has no other subscriber, and the gateway has opened no stream. ``unread`` is how long the gateway has answered no
+    read: a read from memory keeps a feed, for the time of its linger.
     """
 
     feeds: int  # 1 if the range has a channel, or a feed that is not pinned; else 0
     ours: int = 0  # subscribers of the check
-    others: int = 0  # other subscribers
+    others: int = 0  # other subscribers, also of the range together with other ranges
     quiet: float = 0.0
     linger: float = 0.0
     pinned: bool = False  # the range lies in a pin, whose feed and watch stay
+    unread: float = float("inf")
 
     @property
     def kept(self) -> str:
@@ -106,8 +108,14 @@ class Checked:
     @property
     def stuck(self) -> bool:
         """Whether the range still has a feed, or a channel, although it should have ended."""
-        due = GRACE if self.ours else self.linger + GRACE
-        return self.feeds > 0 and not self.others and self.quiet > due
+        if not self.feeds or self.others:
+            return False
+        return self.quiet > GRACE if self.ours else self.unused > self.linger + GRACE
+
+    @property
+    def unused(self) -> float:
+        """How long, as far as the check knows, no client has needed the feed."""
+        return min(self.quiet, self.unread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +296,7 @@ def _not_back(before: Sample, now: Sample) -> Iterator[str]:
 
 
 def _keeps(checked: Checked) -> str:
-    return f"it lingers {checked.linger:g} s, and other clients may have used it until {checked.quiet:.0f} s ago"
+    return f"it lingers {checked.linger:g} s, and other clients may have used it until {checked.unused:.0f} s ago"
 
 
 def _uneven(gateway: GatewayCounts) -> str:

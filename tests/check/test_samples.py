@@ -144,6 +144,39 @@ async def test_the_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quiet == [0, 1, 0, 1, 0, 1, 0]
 
 
+async def test_who_follows_the_range_with_others() -> None:
+    """The feed counts the streams of all its channels. Those of other channels are listed elsewhere, and are others."""
+    world = World()
+    world.follow(("us-1", "10.0.0.1:1"))
+    world.feeds["feeds"][0] |= {"subscribers": 3, "held_by": [["prefix=/svc/"], ["prefix=/other/", "prefix=/svc/"]]}
+    sample = await sampler(world).sample()
+    world.feeds["feeds"][0] |= {"pinned": True}  # a pin's feed is not the range's own
+    pinned = await sampler(world).sample()
+
+    assert (sample.checked.ours, sample.checked.others) == (1, 2)
+    assert (pinned.checked.ours, pinned.checked.others) == (1, 0)
+
+
+async def test_reads_that_may_keep_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted by all answers of /v1/kv, whatever their status, and open no stream."""
+    now = 100.0
+    monkeypatch.setattr("app.check.samples.time.monotonic", lambda: now)
+    world = World()
+    it = sampler(world)
+    seen = []
+    for found, unchanged, feeds in ((0, 0, 0), (0, 0, 9), (1, 0, 9), (1, 0, 9), (1, 1, 9), (1, 1, 9)):
+        world.pages[f"{ADMIN}/metrics"] = GATEWAY.format(opened=9) + "".join(
+            f'etcd_watch_gateway_http_requests_total{{handler="{path}",status="{status}"}} {number}\n'
+            for path, status, number in (("/v1/kv", 200, found), ("/v1/kv", 304, unchanged), ("/v1/feeds", 200, feeds))
+        )
+        checked = (await it.sample()).checked
+        seen.append((checked.quiet, checked.unread))
+        now += 1
+        it.begin_quiet()
+
+    assert seen == [(0, 0), (0, 1), (0, 0), (0, 1), (0, 0), (0, 1)]
+
+
 @pytest.mark.parametrize("feeds", [[], {}, {"linger": 1, "instance": "x", "etcd": None, "feeds": []}, None])
 async def test_a_gateway_that_is_none(feeds: object) -> None:
     """An answer that is not a gateway's is refused."""
@@ -179,8 +212,9 @@ def test_metrics_that_are_none(body: bytes, said: str) -> None:
 
 
 def test_metrics() -> None:
-    """Metrics are summed over labels, or given by the labels' values."""
+    """Metrics are summed over labels, or given by the values of the labels, or of the first of them."""
     metrics = Metrics("", b'name{a="x",b="y z"} 1\nname{a="x",b="w"} 2\nname_total 7\nother 3.9\n')
 
     assert (metrics.value("name"), metrics.value("name x y z"), metrics.value("other")) == (3, 1, 3)
+    assert (metrics.value("name x"), metrics.find("name y z")) == (3, None)
     assert metrics.find("absent") is None

@@ -337,6 +337,20 @@ def test_a_feed_before_the_first_stream(quiet: float, outcome: Outcome) -> None:
     assert conclude(world.look(0, quiet=quiet), []).outcome is outcome
 
 
+@pytest.mark.parametrize(("unread", "outcome"), [(LINGER + GRACE, Outcome.UNKNOWN), (LINGER + GRACE + 1, Outcome.LEAK)])
+def test_a_feed_that_reads_may_keep(unread: float, outcome: Outcome) -> None:
+    """Whoever polls the range from memory keeps its feed, and is no subscriber. Nobody keeps our subscribers."""
+    before = World(lingers=True).look(0, quiet=1000.0)
+    kept = conclude(replace(before, checked=replace(before.checked, unread=unread)), [])
+    world = World(leak="leases")
+    start, (done,) = play(world, 4, still(1))
+    looks = tuple(replace(look, checked=replace(look.checked, unread=0.0)) for look in done.looks)
+
+    assert kept.outcome is outcome
+    assert outcome is Outcome.LEAK or "other clients may have used it until 40 s ago" in said(kept)
+    assert "4 subscribers whose connection is closed" in said(conclude(start, [replace(done, looks=looks)]))
+
+
 def test_metrics_of_another_member() -> None:
     """Metrics that stand still while the gateway's watch comes and goes are another member's."""
     before, done = plain()
