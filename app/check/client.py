@@ -38,6 +38,10 @@ class UnreachableError(Exception):
     """A server is unreachable, or its response is not as expected. The message says which server, and why."""
 
 
+class RefusedError(UnreachableError):
+    """The gateway itself refuses the request for now: see ``own_refusal``."""
+
+
 class Departure(Enum):
     """The ways in which a client disconnects. The streams of a round use them in turn."""
 
@@ -202,10 +206,12 @@ class Connection:
         return answer.status_code
 
     async def accepted(self) -> None:
-        """Wait for the head of a 200 response. Raises UnreachableError with the text of a refusal."""
+        """Wait for the head of a 200 response. Raises UnreachableError, or RefusedError, with the text of a refusal."""
         status = await self.head()
         if status != HTTPStatus.OK:
-            raise UnreachableError(f"{self.url}: {_refusal(status, await self.read_all())}")
+            body = await self.read_all()
+            kind = RefusedError if own_refusal(status, body) else UnreachableError
+            raise kind(f"{self.url}: {_refusal(status, body)}")
 
     async def read(self) -> bytes:
         """Return the next part of the body, or b"" at its end."""
@@ -310,12 +316,26 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def own_refusal(status: int, body: bytes) -> str:
+    """Return why the gateway itself refuses a request for now: it is at a limit or a quota, or has no etcd.
+
+    Empty for any other answer, and for a refusal of a proxy, which is no problem.
+    """
+    problem = _problem(body) if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else ""
+    return f"{status} {problem}" if problem else ""
+
+
 def _refusal(status: int, body: bytes) -> str:
     """Return the code and the detail of a problem, or the beginning of the body."""
+    return f"{status} {_problem(body) or body[:200].decode('utf-8', 'replace').strip()}".strip()
+
+
+def _problem(body: bytes) -> str:
+    """Return the code and the detail of a problem; "" if *body* is none."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         problem = json.loads(body)
-        return f"{status} {problem['code']}: {problem['detail']}"
-    return f"{status} {body[:200].decode('utf-8', 'replace').strip()}".strip()
+        return f"{problem['code']}: {problem['detail']}"
+    return ""
 
 
 def split(url: str) -> SplitResult:

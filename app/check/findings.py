@@ -17,6 +17,7 @@ from .verdict import GRACE, counted
 PROMPT = 2.0
 # Seconds that a proxy may add to a later event. HAProxy adds 0.2 s without http-no-delay.
 DELAY = 0.1
+MAKE_ROOM = "the gateway is at a limit or a quota, or has no etcd: make room for the check, or run it later"
 RECIPES = "docs/how-to/proxies.md has a tested configuration for each proxy"
 
 
@@ -74,6 +75,12 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
+def _no_stream(subject: str, measured: Measurements) -> Finding:
+    refused = next((each.refused for each in (measured.sse, measured.ndjson, measured.quiet) if each.refused), "")
+    why = f": the gateway itself refuses it, {refused}" if refused else ""
+    return Finding(subject, Level.UNKNOWN, f"there is no stream through the proxy{why}", MAKE_ROOM if refused else "")
+
+
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +89,8 @@ def _first_byte(measured: Measurements) -> Iterator[Finding]:
     if sse.answered is None:
         why = sse.ended or f"not a byte in {_ms(sse.until - sse.began)}"
         yield Finding(subject, Level.FAULT, f"the proxy sends no answer: {why}", f"switch buffering off; {RECIPES}")
+    elif sse.problem:
+        yield Finding(subject, Level.UNKNOWN, f"the gateway itself refuses the stream: {sse.problem}", MAKE_ROOM)
     elif not sse.served:
         refused = f"the proxy's answer is {sse.status}"
         if direct is None or not direct.served:
@@ -108,14 +117,16 @@ def _buffering(measured: Measurements) -> Iterator[Finding]:
     served = [
         (name, each)
         for name, each in (("SSE", measured.sse), ("NDJSON", measured.ndjson), ("quiet", measured.quiet))
-        if each.served or each.answered is None
+        if (each.served or each.answered is None) and not each.refused
     ]
-    direct = measured.direct.first_event if measured.direct is not None else None
-    if direct is None and measured.direct is not None:
-        yield Finding(subject, Level.UNKNOWN, "without the proxy no event came either: see the gateway's /readyz")
+    straight = measured.direct
+    direct = straight.first_event if straight is not None and not straight.refused else None
+    if direct is None and straight is not None:
+        why = straight.refused or "see the gateway's /readyz"
+        yield Finding(subject, Level.UNKNOWN, f"without the proxy no event came either: {why}")
         return
     if not served:
-        yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
+        yield _no_stream(subject, measured)
         return
     # Then this machine, or the gateway, was stopped for a heartbeat.
     was_held_up = measured.direct is not None and _bunched(measured.direct, measured.heartbeat)
@@ -131,7 +142,7 @@ def _buffering(measured: Measurements) -> Iterator[Finding]:
     if late:
         yield Finding(subject, Level.FAULT, f"the proxy keeps what it should pass on; {'; '.join(late)}", advice)
     else:
-        text = f"none: the first event after {_ms(measured.sse.first_event or 0.0)}, each heartbeat at its time"
+        text = f"none: the first event after {_ms(served[0][1].first_event or 0.0)}, each heartbeat at its time"
         yield Finding(subject, Level.WELL, text)
 
 
@@ -148,6 +159,9 @@ def _latency(measured: Measurements) -> Iterator[Finding]:
     if measured.direct is None:
         text = f"needs a stream without the proxy: {measured.no_direct}"
         yield Finding(subject, Level.UNKNOWN, text, "name the gateway by --url")
+        return
+    if refused := measured.direct.refused or measured.sse.refused:
+        yield Finding(subject, Level.UNKNOWN, f"the gateway itself refuses a stream: {refused}", MAKE_ROOM)
         return
     direct = measured.direct.times("put", "delete")
     extra = [at - direct[cursor] for cursor, at in measured.sse.times("put", "delete").items() if cursor in direct]
@@ -198,7 +212,7 @@ def _idle(measured: Measurements) -> Iterator[Finding]:
         text = f"a silent answer ended {what} after {_ms(silence.waited)}: a heartbeat that is late ends a stream"
         yield Finding(subject, Level.FAULT, text, advice, figures)
     elif not quiet.served:
-        yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
+        yield _no_stream(subject, measured)
     elif quiet.closed:
         text = f"the gateway closed the stream ({quiet.closed}) after {_ms(quiet.until - quiet.began)}; run it again"
         yield Finding(subject, Level.UNKNOWN, text)
@@ -217,7 +231,10 @@ def _departure(measured: Measurements) -> Iterator[Finding]:
     subject, left = "a client that left", measured.departed
     figures = {"streams": float(left.shown)}
     if not measured.sse.served:
-        yield Finding("streams at once", Level.UNKNOWN, "there is no stream through the proxy")
+        yield _no_stream("streams at once", measured)
+    elif left.opened < left.asked and left.own:
+        text = f"the gateway itself refuses more than {left.opened} of {left.asked} streams: {left.refusal}"
+        yield Finding("streams at once", Level.UNKNOWN, text, f"{MAKE_ROOM}; or ask for fewer --streams")
     elif left.opened < left.asked:
         text = f"of {left.asked} streams at once, {left.opened} were open: {left.refusal}"
         advice = "raise the proxy's limit of connections or workers, or --streams asks for more than the gateway allows"
@@ -264,7 +281,7 @@ def _transform(measured: Measurements) -> Iterator[Finding]:
     subject, sse, direct = "transformation", measured.sse, measured.direct
     streams = [each for each in (sse, measured.ndjson, measured.quiet) if each.served]
     if not streams:
-        yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy")
+        yield _no_stream(subject, measured)
         return
     broken = next((each.unreadable for each in streams if each.unreadable), "")
     encoding, media = sse.headers.get("content-encoding", ""), sse.headers.get("content-type", "")
@@ -299,7 +316,9 @@ def _resume(measured: Measurements) -> Iterator[Finding]:
         yield Finding(subject, Level.UNKNOWN, "there is no stream through the proxy with a cursor")
         return
     first = resumed.arrivals[0].event
-    if first.type != "reset":
+    if resumed.refused:
+        yield Finding(subject, Level.UNKNOWN, f"the gateway itself refuses the stream: {resumed.refused}", MAKE_ROOM)
+    elif first.type != "reset":
         yield Finding(subject, Level.WELL, "is passed: a stream resumes")
     elif first.reason == "initial":
         text = "does not arrive: each reconnect gets the whole state again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .client import Connection, UnreachableError, explained
+from .client import Connection, UnreachableError, explained, own_refusal
 from .lines import Lines, UnreadableError
 from .measurements import Arrival, Followed
 
@@ -25,6 +25,7 @@ class Follower:
         self._over: float | None = None
         self._ended = ""
         self._unreadable = ""
+        self._problem = ""
         self.connected = False
         self.ready = asyncio.Event()  # synced, or the answer has ended
 
@@ -53,6 +54,7 @@ class Follower:
         self._status = await connection.head()
         self._answered = self._last_byte = self._clock()
         if self._status != 200:
+            self._problem = own_refusal(self._status, await connection.read_all())
             return
         lines = Lines(connection.headers.get("content-encoding", ""))
         while data := await connection.read():
@@ -75,4 +77,5 @@ class Follower:
             last_byte=self._last_byte,
             ended=self._ended if self._over is not None else "",
             unreadable=self._unreadable,
+            problem=self._problem,
         )

@@ -36,6 +36,7 @@ class Followed:
     last_byte: float = 0.0
     ended: str = ""  # why the answer ended before *until*; "" if it did not
     unreadable: str = ""
+    problem: str = ""  # with which the gateway itself refuses the stream for now
 
     @property
     def served(self) -> bool:
@@ -62,6 +63,12 @@ class Followed:
         """The reason of ``close``, with which the gateway itself ends a stream."""
         return next((each.event.reason for each in self.arrivals if each.event.type == "close"), "")
 
+    @property
+    def refused(self) -> str:
+        """Why the gateway itself refuses the stream; "" if it does not. An SSE stream is held first, then closed."""
+        first = self.arrivals[0].event if self.arrivals else None
+        return f"close, {first.reason}" if first is not None and first.type == "close" else self.problem
+
     def times(self, *types: str) -> dict[str, float]:
         """Return when the events of these types arrived, by their cursors; an event without a cursor is left out."""
         return {each.event.cursor: each.at for each in self.arrivals if each.event.cursor and each.event.type in types}
@@ -87,7 +94,8 @@ class Departed:
     released: float | None = None  # after how long it held none of them; None: it still held some
     waited: float = 0.0
     trouble: str = ""  # why it is not known
-    refusal: str = ""  # of the first stream that was not opened
+    refusal: str = ""  # of a stream that was not opened
+    own: bool = False  # the gateway itself refused all streams that were not opened
     own_address: str = ""
     addresses: frozenset[str] = frozenset()  # of the clients, as the gateway sees them
 

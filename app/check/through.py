@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core.keys import KeyRange
 from ..stdio import say
-from .client import Client, Departure, Stream, UnreachableError
+from .client import Client, Departure, RefusedError, Stream, UnreachableError, own_refusal
 from .findings import Finding, findings, status_of, summary_of
 from .follower import Follower
 from .measurements import Departed, Measurements, Requests, Silence, heartbeat_of, host_of
@@ -125,18 +125,20 @@ class Through:
         """Ask for an answer that the gateway holds back: not a byte of it is sent before *asked* seconds are over."""
         url, headers = f"{self._options.through}/v1/kv?{self._quiet}", self._options.authorization
         try:
-            tag = (await self._client.answer(url, headers)).headers.get("etag")
+            first = await self._client.answer(url, headers)
         except UnreachableError as error:
             return Silence(asked, trouble=str(error))
+        tag = first.headers.get("etag")
         if tag is None:
-            return Silence(asked, trouble="the answers of /v1/kv have no ETag here")
+            why = own_refusal(first.status, first.body) or "the answers of /v1/kv have no ETag here"
+            return Silence(asked, trouble=why)
         began = self._clock()
         headers = {**headers, "If-None-Match": tag, "Prefer": f"wait={asked:g}"}
         try:
             answer = await self._client.answer(url, headers, timeout=asked + OPENING)
         except UnreachableError:
             return Silence(asked, self._clock() - began)
-        return Silence(asked, self._clock() - began, answer.status)
+        return Silence(asked, self._clock() - began, answer.status, own_refusal(answer.status, answer.body))
 
     async def _protocol(self) -> str:
         with contextlib.suppress(UnreachableError):  # what was measured before counts all the same
@@ -188,8 +190,14 @@ class Through:
         asked = self._options.streams
         streams = [self._stream((Departure.CLOSE, Departure.RESET)[number % 2]) for number in range(asked)]
         results = await asyncio.gather(*map(_opened, streams), return_exceptions=True)
-        refusals = [str(each) or "not synced in time" for each in results if isinstance(each, BaseException)]
-        seen = Departed(asked, asked - len(refusals), refusal=refusals[0] if refusals else "")
+        refusals = [each for each in results if isinstance(each, BaseException)]
+        refusals.sort(key=lambda each: isinstance(each, RefusedError))  # what is not the gateway's comes first
+        seen = Departed(
+            asked,
+            asked - len(refusals),
+            refusal=(str(refusals[0]) or "not synced in time") if refusals else "",
+            own=bool(refusals) and isinstance(refusals[0], RefusedError),
+        )
         try:
             return await self._released(seen, streams)
         except UnreachableError as error:

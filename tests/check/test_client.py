@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.check import client as module
-from app.check.client import Client, Departure, TlsFiles, UnreachableError, split
+from app.check.client import Client, Departure, RefusedError, TlsFiles, UnreachableError, own_refusal, split
 from app.settings import SettingsError
 from tests.support import connections
 from tests.support.certificates import Ca
@@ -113,6 +113,32 @@ async def test_no_answer(parts: tuple[bytes, ...], said: str) -> None:
     """An answer that cannot be read fails with the URL and the reason."""
     async with serving(*parts) as (url, _server):
         assert (await failure(lambda: Client().get(f"{url}/x", {}))).startswith(f"{url}/x: {said}")
+
+
+PROBLEM = b'{"code":"address-streams","detail":"too many"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "own"),
+    [
+        (429, PROBLEM, True),
+        (503, PROBLEM, True),
+        (403, PROBLEM, False),  # it may be the proxy that changes who asks
+        (429, b"<html>too many</html>", False),
+        (503, b"", False),
+    ],
+)
+async def test_whose_refusal_it_is(status: int, body: bytes, own: bool) -> None:
+    """A problem is the gateway's own; a proxy refuses with its own page."""
+    answer = (b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)), body)
+    async with serving(*answer) as (url, _server):
+        stream = Client().stream(url, {}, Departure.CLOSE)
+        with pytest.raises(UnreachableError) as caught:
+            await stream.open()
+        await stream.close()
+
+    assert isinstance(caught.value, RefusedError) == own
+    assert own_refusal(status, body) == (f"{status} address-streams: too many" if own else "")
 
 
 async def test_nobody_there() -> None:

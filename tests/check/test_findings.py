@@ -236,6 +236,54 @@ def test_an_answer_that_is_not_a_stream(status: int, direct: int, level: Level, 
     }
 
 
+# What a client gets that the gateway itself refuses: a problem, or, with SSE, a stream that is held and then closed.
+PROBLEM = Followed(began=0.0, until=0.1, answered=0.1, status=429, problem="429 address-streams: too many")
+HELD = Followed(
+    began=0.0,
+    until=4.0,
+    answered=0.1,
+    status=200,
+    headers=HEADERS,
+    arrivals=(Arrival(4.0, Line("close", reason="overloaded")),),
+    ended="the connection was closed",
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "unknown"),
+    [
+        ({"sse": HELD, "resumed": None}, {"event latency", "Last-Event-ID"}),
+        ({"sse": HELD, "ndjson": PROBLEM, "quiet": HELD, "resumed": HELD},
+         {"buffering", "event latency", "idle time", "Last-Event-ID"}),
+        ({"sse": PROBLEM, "resumed": None}, {"first byte", "event latency", "Last-Event-ID", "streams at once"}),
+        ({"ndjson": PROBLEM}, set()),
+        ({"quiet": HELD}, {"idle time"}),
+        ({"resumed": HELD}, {"Last-Event-ID"}),
+        ({"direct": HELD}, {"event latency", "buffering"}),
+        ({"direct": HELD, "sse": PROBLEM, "resumed": None},
+         {"first byte", "event latency", "buffering", "Last-Event-ID", "streams at once"}),
+    ],
+)  # fmt: skip
+def test_what_the_gateway_itself_refuses(changed: dict[str, Followed | None], unknown: set[str]) -> None:
+    """That is no fault of the proxy, and proves nothing about it."""
+    measured = replace(measure(Proxy()), puts="done", **changed)  # type: ignore[arg-type]
+    found = by_subject(measured)
+
+    assert faults(measured) == set()
+    assert {name for name, each in found.items() if each.level is Level.UNKNOWN} == {"while one drains"} | unknown
+    assert "first byte" not in unknown or "429 address-streams: too many" in found["first byte"].text
+
+
+def test_streams_at_once_that_the_gateway_itself_refuses() -> None:
+    """They say nothing of how many the proxy lets through."""
+    measured = measure(Proxy(places=10))
+    departed = replace(measured.departed, refusal="429 address-streams: too many", own=True)
+    found = by_subject(replace(measured, departed=departed))["streams at once"]
+
+    assert faults(measured) == {"streams at once"}
+    assert (found.level, "429 address-streams" in found.text, bool(found.advice)) == (Level.UNKNOWN, True, True)
+
+
 @pytest.mark.parametrize(
     ("headers", "level", "word"),
     [

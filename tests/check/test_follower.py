@@ -63,6 +63,18 @@ async def test_every_end(parts: tuple[bytes, ...], status: int, ended: str, unre
     assert seen.unreadable.startswith(unreadable)
 
 
+async def test_a_refusal_of_the_gateway() -> None:
+    """It is quoted. That of a proxy is a status."""
+    body = b'{"code":"identity-streams","detail":"too many"}'
+    head = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(head, body) as (url, _server):
+        one = follower(url)
+        async with asyncio.timeout(HANG):
+            await one.run()
+
+    assert (one.seen().status, one.seen().refused) == (429, "429 identity-streams: too many")
+
+
 async def test_nobody_listens() -> None:
     """The connection never was."""
     one = follower("http://127.0.0.1:1")
