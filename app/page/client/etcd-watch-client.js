@@ -198,7 +198,7 @@ function follow(mirror, url, ranges, options) {
     if (phase === CLOSED) return;
     failures = 0;
     mirror.reason ??= 'reconnecting';
-    open(phase === FAILED ? CONNECTING : DISCONNECTED);
+    open(phase === FAILED && !mirror.revision ? CONNECTING : DISCONNECTED);
   };
 
   mirror.close = () => {

@@ -353,6 +353,21 @@ describe('what it does about a refusal', LIMIT, () => {
     assert.deepEqual([mirror.problem, mirror.reason], [null, null]);
   });
 
+  test('told to try again, a mirror that has entries has no stream, and does not begin', async () => {
+    const mirror = follow();
+    const stream = (await gateway.stream()).open().state(10, { a: '1' });
+    await mirror.synced();
+    stream.cut();
+    (await gateway.stream()).problem(403, 'forbidden');
+    await turns(mirror, 'failed');
+    mirror.reconnect();
+    assert.deepEqual([mirror.state, mirror.retryAt, mirror.entries.size], ['disconnected', null, 1]);
+    const next = await gateway.stream();
+    assert.equal(next.query.get('last_event_id'), cursor(10));
+    next.open().synced(10);
+    await mirror.synced();
+  });
+
   test('a 501 is final at the start only', async () => {
     const mirror = follow();
     const first = (await gateway.stream()).open().state(10, { a: '1' });
