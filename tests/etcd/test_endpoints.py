@@ -167,7 +167,7 @@ async def test_another_cluster_for_good(candidate: Candidate) -> None:
         etcd_client(foreign.endpoint) as kv,
     ):
         await ours.kill()
-        await eventually(lambda: says(server, "down", "a member of another cluster"))
+        await server.reported("a member of another cluster")
         await eventually(lambda: says(server, "ready"))
         await eventually(lambda: all_hold([follower], kv))
 
@@ -193,7 +193,7 @@ async def test_another_cluster_behind_the_same_address(candidate: Candidate) -> 
         between.cut()
         between._target = ("127.0.0.1", foreign.place.client_port)
         between.heal()
-        await eventually(lambda: says(server, "down", "a member of another cluster"))
+        await server.reported("a member of another cluster")
         await eventually(lambda: all_hold([follower], kv))
 
         assert follower.mirror.resets == ["initial", "restored"]

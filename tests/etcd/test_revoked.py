@@ -19,7 +19,7 @@ from tests.support.certificates import Ca
 from tests.support.gateway import gateway
 from tests.support.metrics import etcd_metric
 from tests.support.secure import Admin, SecureEtcd, administered
-from tests.support.streams import request, watch
+from tests.support.streams import request, watch, watch_synced
 from tests.support.versions import Candidate
 from tests.support.waiting import eventually
 
@@ -103,8 +103,8 @@ async def test_one_of_two_ranges_is_revoked(
 async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """A lingering feed without subscribers is revoked too: a new subscriber must not get its data."""
     async with gateway(etcd.endpoint, settings={**login, "GATEWAY_LINGER": "60s"}) as server:
-        async with await watch(server.base, "prefix=/svc/") as stream:
-            await stream.until("synced")
+        async with await watch_synced(server.base, "prefix=/svc/"):
+            pass
         assert await held_at_etcd(etcd) == (1, 1)
         await root.revoke(USER, "/svc/")
 
@@ -115,8 +115,7 @@ async def test_a_lingering_feed_is_revoked_too(etcd: SecureEtcd, root: Admin, lo
 async def test_a_user_is_locked_out_while_etcd_is_away(etcd: SecureEtcd, root: Admin, login: Settings) -> None:
     """A refusal when the watch resumes also ends the stream."""
     async with gateway(etcd.endpoint, settings=login) as server:
-        async with await watch(server.base, "prefix=/svc/") as stream:
-            await stream.until("synced")
+        async with await watch_synced(server.base, "prefix=/svc/") as stream:
             await root.revoke(USER, "/svc/")
             await etcd.restart()
 

@@ -17,7 +17,7 @@ from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
 from tests.support.gateway import QUICK, STALE_SOON, GatewayProcess, start
 from tests.support.namespace import Cable, ToHost, ToMachine, namespace
-from tests.support.streams import watch
+from tests.support.streams import watch, watch_synced
 from tests.support.waiting import HANG, eventually
 
 pytestmark = [
@@ -67,20 +67,16 @@ async def test_between_the_gateway_and_etcd(etcd: EmbeddedEtcd, kv: EtcdClient) 
     """Subscribers are notified that their view is stale, and then get all that they have missed, without a reset."""
     async with (
         on_another_host(etcd, **STALE_SOON) as (_running, url, to_etcd, _),
-        await watch(url, "prefix=/svc/") as stream,
+        await watch_synced(url, "prefix=/svc/") as stream,
     ):
-        await stream.until("synced")
         await kv.put("/svc/a", "before")
         await stream.changes(1)
         await to_etcd.drop()
-        status = (await stream.until("status"))[-1]
-        assert status.data["state"] == "stale"
+        await stream.until_status("stale")
         for n in range(20):
             await kv.put("/svc/a", str(n))
         await to_etcd.heal()
-        seen = await stream.until("status")
-        while seen[-1].data["state"] != "live":
-            seen += await stream.until("status")
+        seen = await stream.until_status("live")
         changes = [event for event in seen if event.type == "put"]
         changes += await stream.changes(20 - len(changes)) if len(changes) < 20 else []
 

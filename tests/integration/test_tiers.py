@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.core.versions import progress_is_trusted
-from tests.integration.test_faults import Follower, follow
+from tests.integration.test_faults import Follower, becomes, follow
 from tests.integration.test_operations import commands
 from tests.integration.test_release import WATCHERS
 from tests.support.embedded import EmbeddedEtcd
@@ -189,16 +189,6 @@ async def test_stale_at_the_root_is_stale_at_the_edge(etcd: EmbeddedEtcd, kv: Et
         await kv.put("/svc/a", "2")
         await agree(follower, kv)
         assert follower.mirror.resets == ["initial"]
-
-
-async def becomes(follower: Follower, state: str) -> None:
-    """Wait until the stream says so."""
-    follower.states.clear()
-
-    async def said() -> bool:
-        return state in follower.states
-
-    await eventually(said)
 
 
 @pytest.mark.one_etcd

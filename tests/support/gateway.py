@@ -72,6 +72,12 @@ class GatewayProcess:
         await soon(lambda: len(found()) >= count)
         return found()
 
+    async def reported(self, reason: str) -> None:
+        """Wait for a line with these words as its reason. What lasts for seconds only may be missed everywhere else, by
+        a test that gets no core.
+        """
+        await soon(lambda: any(reason in str(line.get("reason")) for line in self.lines_so_far))
+
     async def stream_ends(self, count: int = 1) -> list[str]:
         """Wait until so many streams have ended, and return the reasons of all that have."""
         return [line["reason"] for line in await self.logged("stream end", count)]

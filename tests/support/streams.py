@@ -154,6 +154,16 @@ class Stream:
             found.append(event)
         return found
 
+    async def until_status(self, state: str) -> list[Event]:
+        """The events up to and including the first ``status`` with this state.
+
+        With a short GATEWAY_STALE_AFTER, a process that gets no core makes a stream stale, and then live again.
+        """
+        found = await self.until("status")
+        while found[-1].data["state"] != state:
+            found += await self.until("status")
+        return found
+
     async def changes(self, count: int) -> list[Event]:
         """The next *count* puts and deletes. Other events in between are skipped, except a later reset."""
         found: list[Event] = []
@@ -227,6 +237,21 @@ async def watch(base: str, query: str, headers: dict[str, str] | None = None, **
             away = stream.status == 503 and b"etcd-unavailable" in stream.body
             assert away, (stream.status, stream.body)
             await asyncio.sleep(0.1)
+
+
+async def watch_synced(base: str, query: str) -> Stream:
+    """Open a stream, and read it up to ``synced``.
+
+    With a short GATEWAY_STALE_AFTER, etcd may be out of reach for as long on a busy machine: then come back.
+    """
+    async with asyncio.timeout(HANG):
+        while True:
+            stream = await watch(base, query)
+            last = (await stream.until("synced", "close"))[-1]
+            if last.type == "synced":
+                return stream
+            await stream.close()
+            assert last.data["reason"] == "unavailable", last.data
 
 
 @dataclass
