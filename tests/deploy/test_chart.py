@@ -501,11 +501,14 @@ def test_http_route(tool: Path) -> None:
 
 
 def test_network_policy(tool: Path) -> None:
-    """Clients may reach the public port, Prometheus the admin port, the gateway DNS and etcd; nothing else is open."""
+    """Clients may reach the public port, Prometheus the admin port, the gateway DNS and etcd; nothing else is open.
+
+    OpenShift's DNS pods listen on another port than their Service, and a policy applies to that of the pods.
+    """
     found = manifests(template(tool, "-f", str(CHART / "ci" / "full-values.yaml")))
     spec = found["NetworkPolicy"]["spec"]
     clients, metrics = spec["ingress"]
-    names, etcd, issuer = spec["egress"]
+    names, of_openshift, etcd, issuer = spec["egress"]
 
     assert spec["podSelector"] == found["Deployment"]["spec"]["selector"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
@@ -519,6 +522,10 @@ def test_network_policy(tool: Path) -> None:
     }
     assert {"port", "protocol"} == set(names["ports"][0])
     assert {port["port"] for port in names["ports"]} == {53}
+    assert of_openshift == {
+        "ports": [{"port": 5353, "protocol": "UDP"}, {"port": 5353, "protocol": "TCP"}],
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}],
+    }
     assert etcd == {
         "ports": [{"port": 2379, "protocol": "TCP"}],
         "to": [{"podSelector": {"matchLabels": {"app": "etcd"}}}],
@@ -534,8 +541,8 @@ def test_network_policy_without_peers(tool: Path) -> None:
     spec = found["NetworkPolicy"]["spec"]
 
     assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
-    assert [port["port"] for port in spec["egress"][1]["ports"]] == [2379, 4001]
-    assert "to" not in spec["egress"][1]
+    assert [port["port"] for port in spec["egress"][2]["ports"]] == [2379, 4001]
+    assert "to" not in spec["egress"][2]
 
 
 def test_network_policy_without_admin_port(tool: Path) -> None:
@@ -613,7 +620,7 @@ def test_a_gateway_behind_a_gateway(tool: Path) -> None:
         "GATEWAY_UPSTREAM_TOKEN_FILE": ("upstream", "bearer"),
     }
     assert not [name for name in told if name.startswith("GATEWAY_ETCD")]
-    assert [port["port"] for port in found["NetworkPolicy"]["spec"]["egress"][1]["ports"]] == [443, 8443]
+    assert [port["port"] for port in found["NetworkPolicy"]["spec"]["egress"][2]["ports"]] == [443, 8443]
     mixed = "upstream.urls={https://a:1,http://b:1}"
     assert "must not mix" in refusal(tool, *CHOICE, "--set", mixed)
     assert "upstream.urls is required" in refusal(tool, *CHOICE, "--set", "upstream.caSecret=a")

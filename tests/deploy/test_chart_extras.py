@@ -316,7 +316,7 @@ def test_further_rules_of_the_network(tool: Path, extras: dict[str, Manifest]) -
         {"ports": [{"port": 8443, "protocol": "TCP"}], "to": given["issuer"]},
         *given["extraEgress"],
     ]
-    assert len(file["egress"]) == 2
+    assert len(file["egress"]) == 3
 
 
 def test_how_prometheus_scrapes(extras: dict[str, Manifest]) -> None:
