@@ -1,6 +1,10 @@
 // Requests to the gateway beside the stream: they are asked once, and never wait long.
 
 const TIMEOUT = 10_000; // ms
+export const AGAIN = 3000; // ms, after which what may pass is asked again
+
+/** Whether a request with this answer may have another answer later. */
+export const mayPass = (status) => status === 0 || status === 429 || status >= 500;
 
 export class Gateway {
   token = '';
@@ -19,6 +23,16 @@ export class Gateway {
       return { status: answer.ok ? 0 : answer.status, body: { title: 'Not the gateway’s answer', detail: `HTTP ${answer.status}, ${kind}` } };
     } catch {
       return { status: 0, body: { title: 'The gateway does not answer', detail: 'Is it running? The page asks again.' } };
+    }
+  }
+
+  /** What the reader may read, or null if that is not known. What may pass is asked again, as long as `wanted()`. */
+  async access(wanted) {
+    for (;;) {
+      const { status, body } = await this.ask('v1/access');
+      if (!mayPass(status)) return status === 200 ? body : null;
+      await new Promise((again) => setTimeout(again, AGAIN));
+      if (!wanted()) return null;
     }
   }
 }

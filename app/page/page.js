@@ -3,7 +3,6 @@
 
 import './client/tokens.js'; // before a token is given: Firefox never asks again for a file that was refused once
 import { Gateway, Probe, SharingFeed } from './gateway.js';
-import { mustDrop } from './model/condition.js';
 import { contains, curlWatch, label, parse, query, read } from './model/ranges.js';
 import { Session } from './session.js';
 import { Address } from './view/address.js';
@@ -36,7 +35,11 @@ const keys = new Keys({
 const folders = new Folders((path) => { keys.scope = path; panes.show('keys'); });
 const events = new EventLog((key) => { keys.select(key); keys.draw(new Set()); });
 const token = new Token(() => { gateway.token = token.value; feeds.forget(); route(); });
-const status = new Status(() => { session?.mirror.reconnect(); later(); }, () => token.open());
+const status = new Status(() => {
+  if (session?.mirror.problem?.status === 403) return void route(); // the keys may be permitted now, and the values not
+  session?.mirror.reconnect();
+  later();
+}, () => token.open());
 const address = new Address((ranges) => {
   // A whole address: otherwise a ?prefix= that the page was opened with would remain beside the new ranges.
   const target = `${location.pathname}${ranges.length ? `#${query(ranges)}` : ''}`;
@@ -72,8 +75,9 @@ async function route() {
   }
   recent.add(query(ranges));
   follow(ranges, false);
-  const { status: answered, body } = await gateway.ask('v1/access');
-  if (now !== turn || answered !== 200) return;
+  // A stream of values that is permitted needs no answer.
+  const body = await gateway.access(() => now === turn && !session?.synced);
+  if (now !== turn || !body) return;
   take(body);
   // Whoever may read only the keys of a range is refused its values.
   const readable = body.read.map(parse), bare = body.keys_only.map(parse);
@@ -83,7 +87,7 @@ async function route() {
 
 function follow(ranges, keysOnly) {
   session?.close();
-  session = new Session(home, ranges, { token: token.value, keysOnly, worker, onchange: later });
+  session = new Session(home, ranges, { token: token.value, keysOnly, worker, onchange: later, onrevoked: route });
   for (const view of [folders, keys, value, events]) view.start(session);
   const command = curlWatch(home, ranges, { token: Boolean(token.value), keysOnly });
   $('#foot').replaceChildren(h('code', { id: 'curl', tabindex: 0, role: 'group', 'aria-label': 'The same watch in a shell' }, command), copyButton('Copy', () => command));
@@ -98,7 +102,6 @@ function later() { frame ||= requestAnimationFrame(draw); }
 
 function draw() {
   frame = 0;
-  if (session?.synced && mustDrop(session.mirror)) follow(session.ranges, session.keysOnly);
   if (session) {
     const dirty = session.takeDirty();
     if (dirty.all) feeds.soon(); // this browser has one more stream

@@ -3,6 +3,7 @@
 
 import { connectShared } from './client/shared.js';
 import { Members } from './model/columns.js';
+import { mustDrop } from './model/condition.js';
 import { Events } from './model/events.js';
 import { forClient, outermost } from './model/ranges.js';
 import { Rows } from './model/rows.js';
@@ -22,8 +23,9 @@ export class Session {
   #waiting = new Set(); // keys that the rows do not follow yet
   #next = 0; // when the rows may be made anew
 
-  constructor(home, ranges, { token = '', keysOnly = false, worker, onchange }) {
-    Object.assign(this, { ranges, token, keysOnly, onchange, tree: new Tree(outermost(ranges)) });
+  /** `onchange()`: there is something to draw; `onrevoked()`: what is shown may no longer be read. */
+  constructor(home, ranges, { token = '', keysOnly = false, worker, onchange, onrevoked }) {
+    Object.assign(this, { ranges, token, keysOnly, onchange, onrevoked, tree: new Tree(outermost(ranges)) });
     const options = { ...(keysOnly && { keysOnly }), ...(token && { token }) };
     this.mirror = connectShared(worker, home, ranges.map(forClient), options);
     this.mirror.addEventListener('changes', ({ detail }) => this.#take(detail));
@@ -43,6 +45,8 @@ export class Session {
 
   #state() {
     this.synced ||= this.mirror.state === 'live' || this.mirror.provenAt !== null;
+    // Not with the next frame: a tab in the background has none, and the next try may end in a state that may stay.
+    if (this.synced && mustDrop(this.mirror)) return this.onrevoked();
     this.dirty.state = true;
     this.onchange();
   }

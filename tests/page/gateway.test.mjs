@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { SharingFeed } from '../../app/page/gateway.js';
+import { Gateway, SharingFeed } from '../../app/page/gateway.js';
 
 globalThis.document = { hidden: false };
 
@@ -17,6 +17,20 @@ test('an answer to another token is not shown, and does not keep the page from a
   const next = feed.tick(Date.now());
   asked.pop()({ status: 200, body: { feeds: [1] } });
   assert.deepEqual([await next, feed.answer], [true, { feeds: [1] }]);
+});
+
+test('what may be read is asked until there is an answer, or until nobody waits for it', async (t) => {
+  const gateway = new Gateway('http://gateway/'), pauses = [];
+  t.mock.method(globalThis, 'setTimeout', (again, ms) => { pauses.push(ms); again(); });
+  const access = (statuses, wanted = () => true) => {
+    gateway.ask = async () => ({ status: statuses.shift(), body: { keys_only: ['prefix='] } });
+    return gateway.access(wanted);
+  };
+  assert.deepEqual([await access([0, 429, 503, 200]), pauses.length], [{ keys_only: ['prefix='] }, 3]);
+  assert.ok(pauses.every((ms) => ms >= 1000));
+  const left = [503, 200];
+  assert.deepEqual([await access(left, () => false), left], [null, [200]]);
+  assert.equal(await access([403]), null);
 });
 
 test('a refusal stays one until there is another token', async () => {

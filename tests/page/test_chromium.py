@@ -15,7 +15,7 @@ import pytest_asyncio
 from playwright.async_api import Locator, Page, expect
 
 from tests.examples.fake_gateway import FakeGateway, Stream, cursor, fake_gateway
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, soon
 
 # Playwright's default is 5 s.
 expect.set_options(timeout=HANG * 1000)
@@ -431,14 +431,16 @@ async def test_all_tabs_share_one_connection(page: Page, gateway: FakeGateway) -
 
 
 async def test_only_keys(page: Page, gateway: FakeGateway) -> None:
-    """Whoever may read only the keys gets the keys, and is told so."""
+    """Whoever may read only the keys, now or from the beginning, gets the keys, and is told so."""
+    reader = await opened(page, gateway, a="secret")
+    await soon(lambda: bool(gateway.tokens))  # it has asked what may be read
     gateway.answers["/v1/access"] = {
         "identity": "token:a",
         "roles": ["x"],
         "read": ["prefix=/config/"],
         "keys_only": ["prefix=/svc/"],
     }
-    await page.goto(f"{gateway.url}/#prefix=/svc/")
+    await reader.event("close", reason="revoked", retry_ms=60_000)
     streams = [await gateway.stream(), await gateway.stream()]
     (stream,) = (one for one in streams if one.query.get("keys_only") == "1")
     await stream.reset()
@@ -522,7 +524,10 @@ async def test_a_refusal(page: Page, gateway: FakeGateway) -> None:
 
 
 async def test_a_permission_that_is_taken_away(page: Page, gateway: FakeGateway) -> None:
-    """What the user may no longer read is shown no longer, and is asked for once more at most."""
+    """What the user may no longer read is shown no longer, and is asked for once more at most.
+
+    A tab in the background has no frames.
+    """
     stream = await opened(page, gateway)
     await stream.put("/svc/a", "secret", 11)
     await expect(page.locator("#events-count")).to_have_text("1 event")
@@ -533,6 +538,7 @@ async def test_a_permission_that_is_taken_away(page: Page, gateway: FakeGateway)
         "code": "forbidden",
         "detail": "no more of this",
     }
+    await page.evaluate("() => void (window.requestAnimationFrame = () => 1)")
     await stream.event("close", reason="revoked", retry_ms=60_000)
     await expect(page.locator("#banner")).to_contain_text("Forbidden. No more of this There is nothing to show yet.")
     assert await page.evaluate(ROWS) == []

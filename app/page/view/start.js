@@ -1,5 +1,6 @@
 // The page before anything is followed: who the reader is, and what there is to follow.
 
+import { AGAIN, mayPass } from '../gateway.js';
 import { count, plural } from '../model/format.js';
 import { label, parse, query, read } from '../model/ranges.js';
 import { topFolders } from '../model/tree.js';
@@ -8,10 +9,8 @@ import { $, h } from './dom.js';
 const MOST_CARDS = 24; // a card costs a request for its number of keys
 const MOST_KEYS = 10_000; // keys of which the folders at the top are read, if every key may be read
 const AT_ONCE = 4;
-const AGAIN = 3000; // ms
 
 const isKey = (range) => parse(range).kind === 'key';
-const mayPass = (status) => status === 0 || status === 429 || status >= 500; // asked again
 
 export class Start {
   #turn = 0;
