@@ -26,6 +26,11 @@ pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 NO_ANSWER = """() => void (window.fetch = (_, {signal}) =>
     new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))))"""
+COUNT_PARSED = """() => {
+    const {parse} = JSON;
+    window.parsed = [];
+    JSON.parse = (text, ...more) => { window.parsed.push(text); return parse(text, ...more); };
+}"""
 CHANNEL = {"feeds": ["prefix=/svc/"], "state": "live", "keys": 2}
 FEEDS = {
     "instance": "gw-0",
@@ -198,7 +203,8 @@ async def test_bytes_that_are_no_text(page: Page, gateway: FakeGateway) -> None:
 
 async def test_nothing_is_clipped_in_silence(page: Page, gateway: FakeGateway) -> None:
     """A long value says how much of it is shown, and is shown whole on demand."""
-    await opened(page, gateway, a="x" * 300_000, b=json.dumps(list(range(3000))))
+    numbers = json.dumps(list(range(3000)))
+    await opened(page, gateway, a="x" * 300_000, b=numbers)
     await expect(page.locator("#keys-grid .more")).to_have_text([" … 293.0 KiB", " … 16.5 KiB"])
     await key(page, "/svc/a").click()
     await expect(page.locator("#value-content .note")).to_contain_text(
@@ -207,8 +213,12 @@ async def test_nothing_is_clipped_in_silence(page: Page, gateway: FakeGateway) -
     await page.click("#value-content .note button")
     await expect(page.locator("#value-content .note")).to_have_count(0)
     assert await page.evaluate("document.querySelector('#value-content').textContent.length") == 300_000
+    await page.evaluate(COUNT_PARSED)
     await key(page, "/svc/b").click()
     await expect(page.locator("#value-content .note")).to_contain_text("The first 2,000 of 3,002 lines are shown.")
+    assert (await page.evaluate("window.parsed")).count(numbers) == 1
+    many = "async () => (await import('/page/v/view/dom.js')).h('pre', {}, Array(200_000).fill('x')).childNodes.length"
+    assert await page.evaluate(many) == 200_000
 
 
 async def test_twenty_thousand_keys(page: Page, gateway: FakeGateway) -> None:

@@ -3,6 +3,7 @@
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null|[{}[\]:,]/g;
 const INDENT = '  ';
+const DEEPEST = 40; // levels that are indented: of a deeper value the spaces would be more than a text can hold
 const LARGEST = 100_000; // characters of a value that is read for columns: a table of larger ones would stand still
 
 const kindOf = (text) => text[0] === '"' ? 'string' : /[{}[\]:,]/.test(text[0]) ? 'mark'
@@ -45,11 +46,27 @@ export function linesOf(text) {
   return lines;
 }
 
-/** One line of `linesOf` as text. */
-export const lineText = ({ depth, tokens }) => INDENT.repeat(depth) + tokens.map(({ text }) => text).join('');
+export const indent = (depth) => INDENT.repeat(Math.min(depth, DEEPEST));
 
-/** The text laid out; the text itself if it is not JSON. */
-export const layOut = (text) => linesOf(text)?.map(lineText).join('\n') ?? text;
+/** One line of `linesOf` as text. */
+export const lineText = ({ depth, tokens }) => indent(depth) + tokens.map(({ text }) => text).join('');
+
+/** The lines of the values that were asked for last, read once for each entry: an entry never changes. */
+export class Lines {
+  #known = new Map(); // at most the two of a difference: the lines of a large value are many times larger
+
+  of(entry) {
+    const lines = this.#known.has(entry) ? this.#known.get(entry) : linesOf(entry.value ?? '');
+    this.#known.delete(entry); // so that the Map is in the order in which they were asked for
+    this.#known.set(entry, lines);
+    const [oldest] = this.#known.keys();
+    if (this.#known.size > 2) this.#known.delete(oldest);
+    return lines;
+  }
+
+  /** The value laid out, line by line; its own lines if it is not JSON. */
+  laidOut(entry) { return this.of(entry)?.map(lineText) ?? (entry.value ?? '').split('\n'); }
+}
 
 /**
  * The members of a JSON object, as a Map from their path ("load", "zone.name") to {kind, text}. Objects inside are

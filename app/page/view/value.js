@@ -2,7 +2,7 @@
 
 import { diffLines, folded } from '../model/diff.js';
 import { byteLength, bytesOf, count, duration, hexLines, plural, size } from '../model/format.js';
-import { layOut, linesOf } from '../model/json.js';
+import { indent, Lines } from '../model/json.js';
 import { curlKey, shown } from '../model/ranges.js';
 import { $, copyButton, h, setText } from './dom.js';
 
@@ -12,7 +12,7 @@ const FORMS = { json: 'JSON', text: 'Text', hex: 'Hex', changes: 'Changes' };
 const MARKS = { added: '+', removed: '−', same: ' ', gap: '⋯' };
 
 export class Value {
-  #key = null; #entry = null; #session = null; #wanted = 'json'; #all = false;
+  #key = null; #entry = null; #session = null; #wanted = 'json'; #all = false; #read = new Lines();
 
   constructor(home) {
     this.home = home;
@@ -33,7 +33,7 @@ export class Value {
   /** The forms that this value has. */
   #forms() {
     const entry = this.#entry, forms = [];
-    if (entry && entry.valueBase64 === undefined && linesOf(entry.value ?? '')) forms.push('json');
+    if (entry && entry.valueBase64 === undefined && this.#read.of(entry)) forms.push('json');
     if (entry && entry.valueBase64 === undefined) forms.push('text');
     return [...forms, 'hex', 'changes'];
   }
@@ -48,7 +48,7 @@ export class Value {
 
   /** Show this key, and nothing if it is null. */
   show(key) {
-    [this.#key, this.#entry, this.#all] = [key, null, false];
+    [this.#key, this.#entry, this.#all, this.#read] = [key, null, false, new Lines()];
     this.update(true);
   }
 
@@ -110,15 +110,15 @@ export class Value {
     const text = entry.value ?? '';
     if (!text) return [h('p', { class: 'empty' }, 'The value is empty.')];
     if (this.form === 'text') return this.#text(text);
-    if (text.length > MOST_CHARACTERS) return this.#text(layOut(text)); // an element for each token would take seconds
-    return this.#lines(linesOf(text), ({ depth, tokens }) =>
-      ['  '.repeat(depth), ...tokens.map(({ kind, text: part }) => h('span', { class: kind }, part)), '\n']);
+    if (text.length > MOST_CHARACTERS) return this.#text(this.#read.laidOut(entry).join('\n')); // an element for each token would take seconds
+    return this.#lines(this.#read.of(entry), ({ depth, tokens }) =>
+      [indent(depth), ...tokens.map(({ kind, text: part }) => h('span', { class: kind }, part)), '\n']);
   }
 
   #lines(lines, draw, name = '') {
     const some = this.#all ? lines : lines.slice(0, MOST_LINES);
     return [some.length < lines.length ? this.#notice(some.length, lines.length, 'lines') : null,
-      h('pre', { class: `content ${name}` }, ...some.flatMap(draw))].filter(Boolean);
+      h('pre', { class: `content ${name}` }, some.flatMap(draw))].filter(Boolean);
   }
 
   #text(text) {
@@ -134,14 +134,14 @@ export class Value {
   #changes(entry) {
     const before = this.#session.previous.get(this.#key), gone = this.#entry === null;
     if (!before) return [h('p', { class: 'empty' }, 'This key has not changed since the page was opened. The next change is shown here, line by line.')];
-    const text = ({ value, valueBase64 }) => (valueBase64 === undefined ? layOut(value ?? '') : hexLines(bytesOf({ valueBase64 })).map(({ hex, text: ascii }) => `${hex}  ${ascii}`).join('\n'));
-    const lines = diffLines(text(before).split('\n'), gone ? [] : text(entry).split('\n'));
+    const linesOf = (one) => (one.valueBase64 === undefined ? this.#read.laidOut(one) : hexLines(bytesOf(one)).map(({ hex, text }) => `${hex}  ${text}`));
+    const lines = diffLines(linesOf(before), gone ? [] : linesOf(entry));
     const sum = (kind) => lines.filter((line) => line.kind === kind).length;
     const what = gone ? `Revision ${count(before.modRevision)}, then deleted` : `From revision ${count(before.modRevision)} to ${count(entry.modRevision)}`;
     const nothing = !gone && sum('added') + sum('removed') === 0;
     return [h('p', { class: 'note plain' }, `${what}: `, nothing ? 'the same value was written again.'
       : `${plural(sum('added'), 'line')} added, ${count(sum('removed'))} removed.`),
-    nothing ? null : h('pre', { class: 'content diff' }, ...folded(lines).slice(0, MOST_LINES).map((line) => h('span', { class: line.kind },
-      `${MARKS[line.kind]} ${line.kind === 'gap' ? plural(line.count, 'equal line') : line.text}\n`)))].filter(Boolean);
+    ...(nothing ? [] : this.#lines(folded(lines), (line) => h('span', { class: line.kind },
+      `${MARKS[line.kind]} ${line.kind === 'gap' ? plural(line.count, 'equal line') : line.text}\n`), 'diff'))];
   }
 }

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { layOut, linesOf, lineText, membersOf, tokensOf } from '../../../app/page/model/json.js';
+import { Lines, linesOf, lineText, membersOf, tokensOf } from '../../../app/page/model/json.js';
+
+const layOut = (value) => new Lines().laidOut({ value }).join('\n');
 
 test('a value is laid out as JSON.stringify would, but with the numbers as they were written', () => {
   for (const value of [null, 0, '', [], {}, [[]], [{}], { a: {} }, { a: [1, { b: null }, 'x,y:{"'] }, 'ü "\\ \n', [1.5e300, -0.25, true]])
@@ -16,6 +18,20 @@ test('what is not JSON stays as it is', () => {
     assert.equal(tokensOf(text), null);
     assert.equal(linesOf(text), null);
   }
+});
+
+test('the lines of a value are read once, and those of the value before it, too', (t) => {
+  const lines = new Lines(), [first, second, third] = ['[1]', '[2]', '[3]'].map((value) => ({ value }));
+  const { mock } = t.mock.method(JSON, 'parse');
+  for (const [before, entry] of [[first, second], [second, third]])
+    for (let draw = 0; draw < 9; draw++) assert.deepEqual([entry, before, entry].map((one) => lines.laidOut(one)[1]), [entry, before, entry].map(({ value }) => `  ${value[1]}`));
+  assert.deepEqual(mock.calls.map(({ arguments: [text] }) => text), ['[2]', '[1]', '[3]']);
+});
+
+test('a value may be as deep as its writer wants', () => {
+  const deep = 20_000, lines = layOut('['.repeat(deep) + ']'.repeat(deep)).split('\n');
+  assert.equal(lines.length, 2 * deep - 1);
+  assert.ok(Math.max(...new Set(lines.map((line) => line.length))) < 200);
 });
 
 test('names, strings, numbers and words are told apart', () => {
