@@ -45,7 +45,7 @@ const QUIET = 1000; // ms without a byte on the stream, after which the gateway 
  * before it says so), and that etcd is away (the gateway says so on a stream only after GATEWAY_STALE_AFTER).
  */
 export class Probe {
-  etcd = null; // {state, since, reason}, if this port serves /readyz
+  etcd = null; // {state, since, reason, began}, if this port serves /readyz
   #failedSince = 0; #running = false; #last = 0;
 
   constructor(home, readyz) { [this.home, this.path] = [home, readyz ? 'readyz' : '']; }
@@ -66,13 +66,23 @@ export class Probe {
       const answer = await fetch(this.home + this.path, options);
       const ours = /json/.test(answer.headers.get('content-type') ?? '');
       if (answer.status >= 500 && !ours) throw answer; // a proxy's page: no gateway is behind it
-      this.etcd = this.path && ours ? (await answer.json()).etcd ?? null : null;
+      this.etcd = this.path && ours ? this.#timed((await answer.json()).etcd, answer.headers.get('date')) : null;
       this.#failedSince = 0;
     } catch {
       this.#failedSince ||= now;
     }
     this.#running = false;
     return true;
+  }
+
+  /**
+   * With `began`: `since` by the clock of this browser, which may differ from the gateway's. Without a date, the time
+   * counts from the first probe that saw it.
+   */
+  #timed(etcd, date) {
+    if (!etcd) return null;
+    const age = Date.parse(date) - Date.parse(etcd.since);
+    return { ...etcd, began: this.etcd?.since === etcd.since ? this.etcd.began : this.#last - (age > 0 ? age : 0) };
   }
 
   get #away() { return this.etcd !== null && this.etcd.state !== 'ready'; }

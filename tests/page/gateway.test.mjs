@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { Gateway, SharingFeed } from '../../app/page/gateway.js';
+import { Gateway, Probe, SharingFeed } from '../../app/page/gateway.js';
 
 globalThis.document = { hidden: false };
 
@@ -17,6 +17,23 @@ test('an answer to another token is not shown, and does not keep the page from a
   const next = feed.tick(Date.now());
   asked.pop()({ status: 200, body: { feeds: [1] } });
   assert.deepEqual([await next, feed.answer], [true, { feeds: [1] }]);
+});
+
+test('how long etcd is away is counted by one clock: that of the browser may be another than that of the gateway', async (t) => {
+  const NOW = 1_000_000_000_000, GATEWAY = NOW - 3_600_000; // the browser is an hour ahead
+  const probe = new Probe('http://gateway/', true);
+  const asked = async (now, away, headers) => {
+    const etcd = { state: 'down', since: new Date(away).toISOString() };
+    t.mock.method(globalThis, 'fetch', async () => Response.json({ etcd }, { headers }));
+    await probe.tick(now, { live: false });
+    return now - probe.etcd.began;
+  };
+  const date = (time) => ({ date: new Date(time).toUTCString() });
+  assert.equal(await asked(NOW, GATEWAY - 16_000, date(GATEWAY)), 16_000);
+  assert.equal(await asked(NOW + 2500, GATEWAY - 16_000, date(GATEWAY + 2500)), 18_500); // a date has no milliseconds
+  assert.equal(await asked(NOW + 9000, GATEWAY + 8000, {}), 0);
+  assert.equal(await asked(NOW + 12_000, GATEWAY + 8000, {}), 3000);
+  assert.equal(await asked(NOW + 15_000, GATEWAY + 15_000, date(GATEWAY + 14_000)), 0);
 });
 
 test('what may be read is asked until there is an answer, or until nobody waits for it', async (t) => {

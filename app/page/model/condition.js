@@ -38,14 +38,14 @@ export const mustDrop = ({ state, reason, problem }) =>
  * The banner, or null if everything shown is current: {level: "wait" | "stale" | "error", title, detail, age, next}.
  *
  * `client`: {state, reason, problem, retryAt, synced}, or null while nothing is followed; `etcd`: what /readyz says of
- * etcd, if it is known; `silentFor`: ms for which the gateway has answered no probe; `nextProbe`: when the page asks the
+ * etcd, if it is known, and when that `began`; `silentFor`: ms for which the gateway has answered no probe; `nextProbe`: when the page asks the
  * gateway again; `currentAt`: when what is shown was last known to be current; `startedAt`: when the page began to
  * follow; `now`: all times in ms.
  */
 export function bannerOf({ client, etcd = null, silentFor = 0, nextProbe = 0, currentAt = 0, startedAt = 0, now }) {
   const etcdAway = etcd !== null && etcd.state !== 'ready';
   if (!client && !etcdAway && !silentFor) return null;
-  const lasted = silentFor ? silentFor : etcdAway ? now - Date.parse(etcd.since) : 0;
+  const lasted = silentFor ? silentFor : etcdAway ? now - etcd.began : 0;
   const since = lasted ? `For ${duration(lasted)}. ` : '';
   const probing = etcdAway || silentFor ? `The page asks again ${nextProbe > now ? `in ${duration(nextProbe - now + 999)}` : 'now'}.` : '';
   if (!client) return { ...cause(IDLE, etcd, etcdAway, silentFor), age: since.trim(), next: probing };

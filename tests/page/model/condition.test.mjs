@@ -23,7 +23,7 @@ test('a broken connection says why, how old the state is, and when the next try 
 });
 
 test('etcd away is the cause, for a live stream and for a new tab', () => {
-  const etcd = { state: 'down', since: new Date(NOW - 16_000).toISOString(), reason: 'no answer within 2 s' };
+  const etcd = { state: 'down', began: NOW - 16_000, reason: 'no answer within 2 s' };
   for (const state of ['live', 'stale', 'syncing', 'connecting']) {
     const { level, title, detail, age } = banner(client(state), { etcd, startedAt: NOW });
     assert.deepEqual([level, title, detail, age], ['stale', 'etcd is out of reach', 'No answer within 2 s.', 'For 16 s. What you see is 16 s old.']);
@@ -32,7 +32,7 @@ test('etcd away is the cause, for a live stream and for a new tab', () => {
 });
 
 test('while the gateway or etcd is away, the countdown is that of the stream or of the next probe', () => {
-  const etcd = { state: 'down', since: new Date(NOW - 2000).toISOString(), reason: '' };
+  const etcd = { state: 'down', began: NOW - 2000, reason: '' };
   const nextOf = (one, more) => banner(one, { nextProbe: NOW + 1400, ...more }).next;
   assert.equal(nextOf(client('stale'), { etcd }), 'The page asks again in 2 s.');
   assert.equal(nextOf(client('live'), { silentFor: 2500 }), 'The page asks again in 2 s.');
@@ -42,7 +42,7 @@ test('while the gateway or etcd is away, the countdown is that of the stream or 
 });
 
 test('of the reason why etcd is away, what people understand is shown', () => {
-  const detailOf = (reason) => banner(client('stale'), { etcd: { state: 'down', since: new Date(NOW).toISOString(), reason } }).detail;
+  const detailOf = (reason) => banner(client('stale'), { etcd: { state: 'down', began: NOW, reason } }).detail;
   const connect = 'Failed to connect to remote host: Connection refused';
   assert.equal(detailOf(`unavailable: failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.7:2379: ${connect}`), 'Connection refused.');
   assert.equal(detailOf('deadline_exceeded: no answer within 2 s'), 'No answer within 2 s.');
@@ -71,7 +71,7 @@ test('reasons are sentences', () => {
 });
 
 test('while nothing is followed, only what concerns everybody is said', () => {
-  const etcd = { state: 'down', since: new Date(NOW - 2000).toISOString(), reason: 'refused' };
+  const etcd = { state: 'down', began: NOW - 2000, reason: 'refused' };
   assert.equal(bannerOf({ client: null, etcd: { state: 'ready' }, now: NOW }), null);
   assert.equal(bannerOf({ client: null, now: NOW }), null);
   assert.deepEqual(bannerOf({ client: null, etcd, now: NOW }), { level: 'stale', title: 'etcd is out of reach', detail: 'refused.', age: 'For 2 s.', next: 'The page asks again now.' });
