@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -605,6 +608,26 @@ async def test_what_helm_test_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
         assert failed.returncode == 1
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("stream", "printed", "why"),
+    [
+        (b'\n\n{"type":"synced","revision":7}\n', "synced at revision 7\n", ""),
+        (b"\n", "", "closed before it was synced: no event"),
+    ],
+)
+def test_a_stream_that_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stream: bytes, printed: str, why: str
+) -> None:
+    """A stream has empty lines while the gateway has no state; the `helm test` script skips them."""
+    answers = iter([b'{"revision":5,"count":0,"cursor":"a-5"}\n', stream])
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(next(answers)))
+    monkeypatch.setenv("GATEWAY_URL", "http://gateway")
+    monkeypatch.setenv("GATEWAY_PREFIX", "/svc/")
+    with pytest.raises(SystemExit, match=why) if why else contextlib.nullcontext():
+        exec((CHART / "files" / "follow.py").read_text(), {})  # noqa: S102 - the pod runs it by `python3 -c`
+    assert capsys.readouterr().out == f"read at revision 5, 0 keys\n{printed}"
 
 
 def test_a_gateway_behind_a_gateway(tool: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import shutil
 import sys
 import threading
+import urllib.request
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
@@ -144,6 +146,17 @@ async def test_python(block: Snippet, server: GatewayProcess, tmp_path: Path) ->
     """Python runs the program without a warning."""
     (tmp_path / "main.py").write_text(block.code.replace(PLACE, server.base), encoding="utf-8")
     await prints(block.text, sys.executable, "-u", "-W", "error", "main.py", folder=tmp_path)
+
+
+async def test_python_reads_a_stream_that_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stream has empty lines while the gateway has no state; the program without a client skips them."""
+    (block,) = (one for one in of_kind("python") if "import urllib.request" in one.code)
+    lines = b'\n\n{"type":"put","key":"/svc/a","value":"1"}\n\n'
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(lines))
+    exec(block.code, {})  # noqa: S102 - a program of the documentation
+    assert capsys.readouterr().out == "/svc/a 1\n"
 
 
 @pytest.mark.parametrize("block", of_kind("fastapi"), ids=str)

@@ -19,14 +19,15 @@ def ask(path: str) -> dict[str, object]:
     request = urllib.request.Request(os.environ["GATEWAY_URL"] + path)
     if token := os.environ.get("GATEWAY_TOKEN"):
         request.add_header("Authorization", "Bearer " + token)
+    event: dict[str, object] = {}
     with urllib.request.urlopen(request, timeout=SECONDS, context=TLS) as answer:
-        for line in answer:
-            event: dict[str, object] = json.loads(line)
+        for line in filter(bytes.strip, answer):  # empty lines keep a stream alive that has no state yet
+            event = json.loads(line)
             if event.get("type") == "close":
                 break
             if event.get("type", "synced") == "synced":
                 return event
-    sys.exit(f"{path}: closed before it was synced: {event}")
+    sys.exit(f"{path}: closed before it was synced: {event or 'no event'}")
 
 
 try:
