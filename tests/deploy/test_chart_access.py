@@ -122,3 +122,49 @@ def test_notes_of_the_access_control(settings: str, said: str) -> None:
 
     assert said in text
     assert "everyone" not in text
+
+
+TOKEN = '-H "Authorization: Bearer $TOKEN"'
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "unsaid"),
+    [
+        (
+            f"access.tokens[0].name=a,access.tokens[0].sha256={64 * 'a'},adminPort=0",
+            ["read -rs TOKEN", f"curl -N {TOKEN} 'http://", "same port. They need the role operator."],
+            ["everyone", "$(kubectl"],
+        ),
+        (
+            "settings.jwtIssuer=https://id.example,helmTest.tokenSecret=a,helmTest.tokenKey=b",
+            ["get secret a ", 'index .data "b"', f"curl -N {TOKEN} 'http://", "curl http://127.0.0.1:8081/v1/feeds"],
+            ["read -rs"],
+        ),
+        (
+            "token.existingSecret=a,adminPort=0",
+            [
+                f"curl -N {TOKEN} 'http://",
+                "/metrics is for everyone who reaches the Service, /v1/feeds needs the token.",
+            ],
+            ["operator", "They are"],
+        ),
+        ("settings.authProxyHeader=X-User", ["the proxy that sends X-User"], ["curl -N"]),
+        ("access.policy.roles.a.read={/a/},access.policy.anonymous={a}", ["curl -N 'http://"], ["TOKEN"]),
+        (
+            "tls.existingSecret=a,tls.clientCaSecret=b",
+            ["curl -k --cert client.crt --key client.key -N 'https://", "curl -k https://127.0.0.1:8081/v1/feeds"],
+            ["helm test", "everyone"],
+        ),
+        (
+            "helmTest.enabled=false,adminPort=0",
+            ["curl -N 'http://", "same port. They are for everyone who reaches the Service."],
+            ["helm test", "operator"],
+        ),
+    ],
+)
+def test_commands_of_the_notes(settings: str, said: list[str], unsaid: list[str]) -> None:
+    """A command works as it is printed, and what is on the public port is named with what guards it."""
+    text = notes(*CHOICE, "--set", settings)
+
+    assert [one for one in said if one not in text] == []
+    assert [one for one in unsaid if one in text] == []

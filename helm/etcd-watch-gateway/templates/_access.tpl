@@ -60,9 +60,14 @@
 {{- end }}
 {{- end -}}
 
+{{- /* Whether the gateway knows identities with roles, and not only the one token: "true", or empty. */ -}}
+{{- define "gateway.hasRoles" -}}
+{{- if or .Values.settings.jwtIssuer .Values.settings.authProxyHeader (include "gateway.accessFiles" . | fromJson) -}}true{{- end -}}
+{{- end -}}
+
 {{- /* Whether clients need credentials: "true", or empty. */ -}}
 {{- define "gateway.guarded" -}}
-{{- if or .Values.token.existingSecret .Values.settings.jwtIssuer .Values.settings.authProxyHeader (include "gateway.accessFiles" . | fromJson) -}}true{{- end -}}
+{{- if or .Values.token.existingSecret (include "gateway.hasRoles" .) -}}true{{- end -}}
 {{- end -}}
 
 {{- /* The paths that are published outside the cluster, as a JSON array. */ -}}

@@ -216,6 +216,11 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether there is a `helm test` pod: "true", or empty. The pod has no client certificate. */ -}}
+{{- define "gateway.hasTest" -}}
+{{- if and .Values.helmTest.enabled (not .Values.tls.clientCaSecret) -}}true{{- end -}}
+{{- end -}}
+
 {{- /* Labels of the `helm test` pod. Not the gateway's selector: otherwise the Service would send clients to this pod. */ -}}
 {{- define "gateway.tester" -}}
 app.kubernetes.io/name: {{ include "gateway.app" . | trunc 58 | trimSuffix "-" }}-test
