@@ -89,6 +89,13 @@ def _find_etcd() -> Path:
     return binary
 
 
+def _credentials(settings: Settings) -> str:
+    """Return what a curl command needs to send a token, without the token: it must not stay in a scrollback."""
+    if settings.token_file is not None:
+        return f"""-H "Authorization: Bearer $(cat {shlex.quote(str(settings.token_file))})" """
+    return '-H "Authorization: Bearer $TOKEN" ' if settings.tokens_file is not None or settings.jwt_issuer else ""
+
+
 def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     # Not every browser can open a wildcard address.
     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
@@ -96,12 +103,8 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
     scheme = "http" if settings.tls_cert is None else "https"
     base = f"{scheme}://{host}:{ports[0]}"
     admin = f"{scheme}://{host}:{ports[-1]}"
-    # Print a command that reads the file, not the token: a token must not stay in a terminal's scrollback.
-    token = (
-        ""
-        if settings.token_file is None
-        else f"""-H "Authorization: Bearer $(cat {shlex.quote(str(settings.token_file))})" """
-    )
+    token = _credentials(settings)
+    first = "  token       read -rs TOKEN  # one that the gateway accepts\n" if "$TOKEN" in token else ""
     said = write_now(
         sys.stdout,
         f"""
@@ -112,7 +115,7 @@ def _say(settings: Settings, ports: list[int], endpoint: str) -> None:
   watches     {admin}/v1/feeds
   metrics     {admin}/metrics
 
-  follow      curl -N {token}'{base}/v1/watch?prefix={PREFIX}'
+{first}  follow      curl -N {token}'{base}/v1/watch?prefix={PREFIX}'
   several     curl -N {token}'{base}/v1/watch?prefix={PREFIX}{SERVICES[0]}/&prefix={PREFIX}{SERVICES[1]}/'
   as NDJSON   curl -sN {token}'{base}/v1/watch?prefix={PREFIX}&format=ndjson'
   read        curl -s {token}'{base}/v1/kv?prefix={PREFIX}'

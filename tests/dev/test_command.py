@@ -163,6 +163,28 @@ async def test_dev_with_a_token(tmp_path: Path) -> None:
     assert "s3cret" not in running.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "header", "asked"),
+    [
+        ({"tokens_file": "tokens.yaml"}, '-H "Authorization: Bearer $TOKEN" ', True),
+        ({"jwt_issuer": "https://id.example", "jwt_audience": "a"}, '-H "Authorization: Bearer $TOKEN" ', True),
+        ({"token_file": "a token"}, "-H \"Authorization: Bearer $(cat 'a token')\" ", False),
+        ({"policy_file": "policy.yaml"}, "", False),
+        ({}, "", False),
+    ],
+)
+def test_commands_send_the_token(
+    capsys: pytest.CaptureFixture[str], settings: dict[str, str], header: str, asked: bool
+) -> None:
+    """Each way of access control by bearer tokens is in the printed commands, and the shell asks for a token once."""
+    command._say(load(settings), [8080], "http://127.0.0.1:2379")
+    said = capsys.readouterr().out
+
+    assert f"curl -N {header}'http://127.0.0.1:8080/v1/watch?prefix=/svc/'" in said
+    assert said.count("curl ") == said.count(f" {header}'http") == 4
+    assert ("read -rs TOKEN" in said) == asked
+
+
 @pytest.mark.etcd
 async def test_dev_killed(tmp_path: Path) -> None:
     """kill -9 leaves no time to clean up, but the etcd of ``dev`` and its folder go nevertheless."""
