@@ -378,8 +378,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_fence(self) -> Settings:
         if self.allow_prefixes is None and self.policy_file is None and not is_loopback(self.host):
+            where = self.host or "'' (every address)"
             msg = (
-                f"{self.host} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) is required: it "
+                f"{where} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes) is required: it "
                 "lists the prefixes that clients may read, and '' allows every key; or set GATEWAY_POLICY_FILE"
             )
             raise ValueError(msg)

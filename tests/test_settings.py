@@ -361,7 +361,8 @@ def test_refuses_to_be_open_by_accident(host: str) -> None:
     """On an address that is not loopback, the readable prefixes must be named; '' deliberately allows all."""
     (line,) = refused(host=host)
 
-    assert "GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
+    where = host or "'' (every address)"
+    assert f"{where} is not a loopback address, so GATEWAY_ALLOW_PREFIXES (--allow-prefixes)" in line
     assert load({"host": host, "allow_prefixes": ""}).allowed == (b"",)
     assert load({"host": host, "allow_prefixes": "/svc/"}).allowed == (b"/svc/",)
 
