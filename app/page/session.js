@@ -4,12 +4,12 @@
 import { connectShared } from './client/shared.js';
 import { Members } from './model/columns.js';
 import { mustDrop } from './model/condition.js';
-import { Events } from './model/events.js';
+import { Events, LARGEST, weightOf } from './model/events.js';
 import { forClient, outermost } from './model/ranges.js';
 import { Rows } from './model/rows.js';
 import { Tree } from './model/tree.js';
 
-const REMEMBERED = 5000; // keys whose previous entry is kept for the difference
+const REMEMBERED = 5000; // keys whose previous entry is kept for the difference, with at most LARGEST characters
 
 export class Session {
   changedAt = new Map(); // key -> when this page saw the last change
@@ -20,6 +20,7 @@ export class Session {
   events = new Events(this.members.of);
   rows = new Rows(this.members.of);
   synced = false; // whether a state was ever complete
+  #weight = 0; // of the previous entries
   #waiting = new Set(); // keys that the rows do not follow yet
   #next = 0; // when the rows may be made anew
 
@@ -69,12 +70,15 @@ export class Session {
   }
 
   #remember(key, previous) {
+    this.#weight += weightOf(previous) - weightOf(this.previous.get(key));
     this.previous.delete(key); // so that the Map is in the order of the changes
     this.previous.set(key, previous);
-    if (this.previous.size <= REMEMBERED) return;
-    const [oldest] = this.previous.keys();
-    this.previous.delete(oldest);
-    if (!this.entries.has(oldest)) this.changedAt.delete(oldest); // names that never come again must not pile up
+    for (const [oldest, entry] of this.previous) {
+      if (this.previous.size <= REMEMBERED && this.#weight <= LARGEST) return;
+      this.previous.delete(oldest);
+      this.#weight -= weightOf(entry);
+      if (!this.entries.has(oldest)) this.changedAt.delete(oldest); // names that never come again must not pile up
+    }
   }
 
   /** What has changed since the last call; the rows follow. */

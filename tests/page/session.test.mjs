@@ -39,6 +39,24 @@ test('that what is shown may no longer be read is told with the event: a tab in 
   assert.deepEqual(await told([answer(STATE), refusal(403)], 'failed'), { held: 1, revoked: 1 });
 });
 
+test('the entries before the changes are bounded by their characters', async () => {
+  const stream = (...keys) => keys.map((key, at) => ({ type: 'put', key, value: String(at), mod_revision: at + 1 }));
+  const keys = Array.from({ length: 60 }, (_, at) => `/${at}`);
+  globalThis.fetch = async () => answer([STATE[0], ...stream(...keys), { type: 'synced', revision: 90, heartbeat: 15 }]);
+  const session = new Session('http://gateway/', [{ kind: 'prefix', name: '' }], { onchange() {}, onrevoked() {} });
+  await session.mirror.synced();
+  const large = 'x'.repeat(1_000_000), change = (key, previous) => ({ type: 'delete', key, previous });
+  session.mirror.dispatchEvent(new CustomEvent('changes', { detail: {
+    revision: 91, changes: keys.map((key) => change(key, { value: large })),
+  } }));
+  assert.deepEqual([session.previous.size, session.previous.has('/9'), session.previous.has('/10')], [50, false, true]);
+  session.mirror.dispatchEvent(new CustomEvent('changes', { detail: {
+    revision: 92, changes: keys.map((key) => change(key, { value: 'small' })),
+  } }));
+  assert.equal(session.previous.size, 60);
+  session.close();
+});
+
 test('a refusal before there is anything to show, and a token that has ended, are no such news', async () => {
   assert.deepEqual(await told([refusal(403)], 'failed'), { held: 0, revoked: 0 });
   const expired = [answer([...STATE, { type: 'close', reason: 'expired', retry_ms: 0 }]), refusal(401)];

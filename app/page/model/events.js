@@ -4,11 +4,19 @@
 import { compile } from './filter.js';
 
 const MOST = 5000; // events. Older ones are dropped, and counted
+export const LARGEST = 50_000_000; // characters of their values: of large values, 5,000 are more than a tab may have
+
+/** The characters that an entry keeps in memory. */
+export const weightOf = (entry) => (entry?.valueBase64 ?? entry?.value ?? '').length;
+
+const weigh = ({ entry, previous }) => weightOf(entry ?? previous);
 
 export class Events {
-  list = []; // {time, revision, type, key, entry, previous, reset, first, last, of}: of = events of this revision
+  // {time, revision, type, key, entry, previous, reset, first, last, of}: previous = the entry that a delete has deleted,
+  // of = events of this revision
+  list = [];
   dropped = 0;
-  #members; #filter = ''; #matches = null; #shown = null; #held = null;
+  #members; #filter = ''; #matches = null; #shown = null; #held = null; #weight = 0;
 
   constructor(members) { this.#members = members; }
 
@@ -18,13 +26,21 @@ export class Events {
   add(time, revision, changes, reset) {
     changes.forEach((change, at) => this.list.push({
       time, revision: (reset && change.entry?.modRevision) ?? revision, ...change, reset,
+      previous: change.entry ? undefined : change.previous,
       first: at === 0, last: at === changes.length - 1, of: changes.length,
     }));
-    if (this.list.length > MOST * 1.1) this.dropped += this.list.splice(0, this.list.length - MOST).length;
+    for (const change of changes) this.#weight += weigh(change);
+    if (this.list.length > MOST * 1.1 || this.#weight > LARGEST) this.#drop();
     this.#shown = null;
   }
 
-  clear() { [this.list, this.dropped, this.#shown] = [[], 0, null]; if (this.#held) this.#held = []; }
+  #drop() {
+    let many = 0;
+    while (this.list.length - many > MOST || this.#weight > LARGEST) this.#weight -= weigh(this.list[many++]);
+    this.dropped += this.list.splice(0, many).length;
+  }
+
+  clear() { [this.list, this.dropped, this.#shown, this.#weight] = [[], 0, null, 0]; if (this.#held) this.#held = []; }
 
   get filter() { return this.#filter; }
   set filter(text) { [this.#filter, this.#matches, this.#shown] = [text, compile(text), null]; }

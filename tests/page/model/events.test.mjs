@@ -48,6 +48,15 @@ test('old events are dropped, and counted', () => {
   assert.deepEqual([events.list.length, events.dropped, events.shown.length], [0, 0, 0]);
 });
 
+test('large values are bounded by their characters', () => {
+  const events = log(), large = 'x'.repeat(1_000_000); // one string: this test needs no memory for a hundred
+  for (let n = 0; n < 100; n++) events.add(n, n, [put('a', large), { type: 'delete', key: 'b', previous: { valueBase64: large } }]);
+  assert.deepEqual([events.list.length, events.dropped, events.list[0].revision], [50, 150, 75]);
+  events.clear();
+  for (let n = 0; n < 50; n++) events.add(n, n, [{ ...put('a', large), previous: { value: large } }]);
+  assert.deepEqual([events.list.length, events.dropped, events.list[0].previous], [50, 0, undefined]);
+});
+
 test('the export is NDJSON with the names of the stream, the oldest first', () => {
   const events = log();
   events.add(0, 10, [put('a', '1', { version: 3 })]);
