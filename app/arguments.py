@@ -240,7 +240,8 @@ def _add_policy(parser: Parser) -> dict[str, Parser]:
         "Exit status: 0 permitted, 1 denied, 2 the file or a flag is wrong.",
     )
     check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
-    check.add_argument("--as", dest="identity", metavar="IDENTITY", help="token:NAME, jwt:ISSUER#SUBJECT or proxy:NAME")
+    named = "token:NAME, jwt:ISSUER#SUBJECT, proxy:NAME, anonymous or static-token"
+    check.add_argument("--as", dest="identity", metavar="IDENTITY", help=named)
     for name, text in (("prefix", "prefix"), ("key", "key")):
         check.add_argument(
             f"--{name}", action="append", default=[], metavar="P", help=f"{text} to read, percent-encoded; repeatable"

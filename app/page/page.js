@@ -6,7 +6,7 @@ import { Gateway, Probe, SharingFeed } from './gateway.js';
 import { contains, curlWatch, label, parse, query, read } from './model/ranges.js';
 import { Session } from './session.js';
 import { Address } from './view/address.js';
-import { $, copyButton, h } from './view/dom.js';
+import { $, copyButton, h, redraw } from './view/dom.js';
 import { EventLog } from './view/events.js';
 import { Folders } from './view/folders.js';
 import { Keys } from './view/keys.js';
@@ -117,12 +117,11 @@ function draw() {
 
 function drawSharing() {
   const place = $(session || asked().length ? '#sharing .picture' : '#start-sharing .picture');
-  const focused = place.contains(document.activeElement), scrolled = place.querySelector('.channels')?.scrollTop ?? 0;
-  place.replaceChildren(feeds.answer ? drawPicture(feeds.answer, session?.ranges ?? null, ['live', 'stale', 'syncing'].includes(session?.mirror.state))
+  const scrolled = place.querySelector('.channels')?.scrollTop ?? 0;
+  redraw(place, feeds.answer ? drawPicture(feeds.answer, session?.ranges ?? null, ['live', 'stale', 'syncing'].includes(session?.mirror.state))
     : drawRefusal(admin, feeds.problem));
   const channels = place.querySelector('.channels');
   if (channels) channels.scrollTop = scrolled;
-  if (focused) channels?.focus();
 }
 
 async function tick() {

@@ -199,6 +199,7 @@ async def test_bytes_that_are_no_text(page: Page, gateway: FakeGateway) -> None:
     await expect(page.locator("#value-content")).to_have_text(re.compile(r"^00000000  00 01 ff +\.\.\.\s*$"))
     await expect(page.locator(".command")).to_contain_text("v1/kv?key=%ff'")
     await expect(page.get_by_role("tab", name="Text")).to_be_hidden()
+    await expect(page.locator(".copies button").first).to_have_text("key, percent-encoded")
 
 
 async def test_nothing_is_clipped_in_silence(page: Page, gateway: FakeGateway) -> None:
@@ -212,6 +213,7 @@ async def test_nothing_is_clipped_in_silence(page: Page, gateway: FakeGateway) -
     )
     await page.click("#value-content .note button")
     await expect(page.locator("#value-content .note")).to_have_count(0)
+    await expect(page.locator("#value-content")).to_be_focused()
     assert await page.evaluate("document.querySelector('#value-content').textContent.length") == 300_000
     await page.evaluate(COUNT_PARSED)
     await key(page, "/svc/b").click()
@@ -364,6 +366,7 @@ async def test_the_address(page: Page, gateway: FakeGateway) -> None:
     await both.snapshot(3)
     await page.get_by_label("Stop following /a b+c/").click()
     assert (await gateway.stream()).ranges == [("key", "/leader")]
+    await expect(page.get_by_label("Stop following key /leader")).to_be_focused()
     await both.gone()
     await page.go_back()
     assert len((await gateway.stream()).ranges) == 2
@@ -710,6 +713,18 @@ async def test_the_keyboard_is_enough(page: Page, gateway: FakeGateway) -> None:
     await page.keyboard.press("Enter")
     await expect(page.locator("#value-content")).to_be_focused()
     await expect(page.locator(".value-key")).to_have_text("/svc/b")
+    await stream.put("/svc/b", "3", 12)
+    await expect(page.locator("#value-content")).to_have_text("3")
+    await expect(page.locator("#value-content")).to_be_focused()
+    await page.focus("#keys-grid")
+    await page.keyboard.press("Tab")
+    sorting = page.get_by_role("columnheader", name="Key")
+    for order in ("descending", "ascending"):
+        await page.keyboard.press("Enter")
+        await expect(sorting).to_have_attribute("aria-sort", order)
+        await expect(sorting.locator("button")).to_be_focused()
+    await stream.put("/svc/api/x", "2", 13)
+    await shows(page, ROWS, [["/svc/a", "1", "10"], ["/svc/api/x", "2", "13"], ["/svc/b", "3", "12"]])
     await page.focus("#events-list")
     await page.keyboard.press("Home")
     await expect(page.locator(".value-key")).to_have_text("/svc/api/x")

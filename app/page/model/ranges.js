@@ -26,6 +26,9 @@ export const shown = (name) => name.split(LONE)
   .map((part, at) => (at % 2 ? `\\x${(part.charCodeAt(0) & 255).toString(16)}`
     : part.replace(/[\0-\x1f]/g, (one) => String.fromCharCode(0x2400 + one.charCodeAt(0))))).join('');
 
+/** A name as it is copied: itself, or percent-encoded if it is no text. */
+export const copied = (name) => (LONE.test(name) ? encoded(name) : name);
+
 export const write = ({ kind, name }) => `${kind}=${encoded(name)}`;
 export const query = (ranges) => ranges.map(write).join('&');
 export const same = (a, b) => a.kind === b.kind && a.name === b.name;

@@ -1,7 +1,7 @@
 // The ranges that are followed, as chips with a field for one more.
 
 import { label, same, typed } from '../model/ranges.js';
-import { $, h } from './dom.js';
+import { $, h, redraw } from './dom.js';
 
 export class Address {
   /** `onchange(ranges)`: the user wants these ranges. */
@@ -23,7 +23,7 @@ export class Address {
   show(ranges) {
     this.ranges = ranges;
     $('#add').placeholder = ranges.length ? 'and another prefix' : 'Follow a prefix, such as /svc/ (empty: every key)';
-    $('#ranges').replaceChildren(...ranges.map((range) => h('li', {},
+    redraw($('#ranges'), ...ranges.map((range) => h('li', {},
       h('span', { class: 'mono' }, label(range)),
       h('button', { type: 'button', 'aria-label': `Stop following ${label(range)}`,
         onclick: () => this.onchange(ranges.filter((one) => one !== range)) }, '×'))));

@@ -22,6 +22,14 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Replace what is in an element. A keyboard that is there stays at its place, or at the last one. */
+export function redraw(element, ...children) {
+  const places = () => [...element.querySelectorAll('a, button, input, [tabindex]')];
+  const at = places().indexOf(document.activeElement);
+  element.replaceChildren(...children);
+  if (at >= 0) (places()[at] ?? places().at(-1))?.focus({ preventScroll: true });
+}
+
 const still = matchMedia('(prefers-reduced-motion: reduce)');
 /** Show for a moment that an element has changed; without motion if the reader wants none. */
 export function pulse(element) {

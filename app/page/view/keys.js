@@ -3,7 +3,7 @@
 import { chosenFor, fieldsOf, sampleOf } from '../model/columns.js';
 import { byteLength, count, duration, plural, preview, size } from '../model/format.js';
 import { shown } from '../model/ranges.js';
-import { $, h, pulse, setText } from './dom.js';
+import { $, h, pulse, redraw, setText } from './dom.js';
 import { List } from './list.js';
 
 const LONGEST = 300; // characters of a value in a cell; its length stands beside it
@@ -120,9 +120,9 @@ export class Keys {
       const own = sort.by === by && (by !== 'field' || sort.field === text);
       return h('div', {
         role: 'columnheader', class: name, 'aria-sort': own ? (sort.down ? 'descending' : 'ascending') : by ? 'none' : null,
-      }, by ? h('button', { class: 'sort', tabindex: -1, onclick: () => this.#sortBy(by, text, own) }, text, own ? (sort.down ? ' ↓' : ' ↑') : '') : text);
+      }, by ? h('button', { class: 'sort', onclick: () => this.#sortBy(by, text, own) }, text, own ? (sort.down ? ' ↓' : ' ↑') : '') : text);
     };
-    this.#head.replaceChildren(column('key', 'Key'), ...(this.#session.keysOnly ? [] : [column('', 'Value', 'preview')]),
+    redraw(this.#head, column('key', 'Key'), ...(this.#session.keysOnly ? [] : [column('', 'Value', 'preview')]),
       ...fields.map((field) => column('field', field, 'field')), column('revision', 'Revision', 'right'), column('', 'Changed', 'right'));
     this.#head.setAttribute('aria-rowindex', 1);
     for (const [element] of this.list.seen()) element.key = undefined;

@@ -4,7 +4,7 @@ import { AGAIN, mayPass } from '../gateway.js';
 import { count, plural } from '../model/format.js';
 import { label, parse, query, read } from '../model/ranges.js';
 import { topFolders } from '../model/tree.js';
-import { $, h } from './dom.js';
+import { $, h, redraw } from './dom.js';
 
 const MOST_CARDS = 24; // a card costs a request for its number of keys
 const MOST_KEYS = 10_000; // keys of which the folders at the top are read, if every key may be read
@@ -36,7 +36,7 @@ export class Start {
     if (many > 0) groups.push(h('p', { class: 'dim' }, `and ${count(many)} more, which you can type above`));
     const recent = this.recent.list();
     if (recent.length) groups.push(h('section', {}, h('h2', {}, 'Recently followed'), h('ul', { class: 'cards' }, ...recent.map((one) => this.#card(one, read(one).map(label).join(' + '))))));
-    $('#cards').replaceChildren(...groups.filter(Boolean));
+    redraw($('#cards'), ...groups.filter(Boolean));
     return ok ? body : null;
   }
 

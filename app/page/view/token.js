@@ -1,4 +1,5 @@
-// The bearer token: kept in the tab's sessionStorage, so that it is gone with the tab and no other tab has it.
+// The bearer token: kept in the tab's sessionStorage, so that no other tab has it. A duplicate has it, and a closed tab that
+// the browser opens again.
 
 import { duration } from '../model/format.js';
 import { $, setText } from './dom.js';

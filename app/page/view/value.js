@@ -3,8 +3,8 @@
 import { diffLines, folded } from '../model/diff.js';
 import { byteLength, bytesOf, count, duration, hexLines, plural, size } from '../model/format.js';
 import { indent, Lines } from '../model/json.js';
-import { curlKey, shown } from '../model/ranges.js';
-import { $, copyButton, h, setText } from './dom.js';
+import { copied, curlKey, shown } from '../model/ranges.js';
+import { $, copyButton, h, redraw, setText } from './dom.js';
 
 const MOST_LINES = 2000; // lines that are shown at once: more of them take a browser longer than a frame
 const MOST_CHARACTERS = 200_000;
@@ -69,7 +69,7 @@ export class Value {
     const known = this.#entry ?? this.#session.previous.get(this.#key);
     $('#forms').hidden = !known || this.#session.keysOnly;
     if (this.#key === null || !known) {
-      $('#value-body').replaceChildren(h('p', { class: 'empty' }, this.#key === null ? 'Select a key to see its value.' : 'This key does not exist now.'));
+      redraw($('#value-body'), h('p', { class: 'empty' }, this.#key === null ? 'Select a key to see its value.' : 'This key does not exist now.'));
       return;
     }
     const forms = this.#forms();
@@ -79,7 +79,7 @@ export class Value {
       tab.setAttribute('aria-selected', on);
       tab.tabIndex = on ? 0 : -1;
     }
-    $('#value-body').replaceChildren(this.#head(known), this.#session.keysOnly
+    redraw($('#value-body'), this.#head(known), this.#session.keysOnly
       ? h('p', { class: 'empty' }, 'You may read the keys here, but not their values.')
       : h('div', { id: 'value-content', role: 'tabpanel', tabindex: 0, 'aria-labelledby': `form-${this.form}` }, ...this.#content(known)));
     this.tick(Date.now());
@@ -87,6 +87,7 @@ export class Value {
 
   #head(entry) {
     const token = Boolean(this.#session.token), bare = this.#session.keysOnly, gone = this.#entry === null;
+    const name = copied(this.#key);
     const command = curlKey(this.home, this.#key, { token });
     const fact = (name, ...what) => h('div', {}, h('dt', {}, name), h('dd', {}, ...what));
     return h('div', { class: 'value-head' },
@@ -97,7 +98,7 @@ export class Value {
         fact('version', count(entry.version)), fact('lease', h('span', { class: 'mono' }, entry.lease ?? 'none')),
         bare ? null : fact('size', size(byteLength(entry))),
         fact(gone ? 'deleted' : 'changed', h('span', { id: 'value-age' }))),
-      h('div', { class: 'copies' }, h('span', { class: 'dim' }, 'Copy'), copyButton('key', () => shown(this.#key)),
+      h('div', { class: 'copies' }, h('span', { class: 'dim' }, 'Copy'), copyButton(name === this.#key ? 'key' : 'key, percent-encoded', () => name),
         ...(bare ? [] : [copyButton('value', () => entry.value ?? entry.valueBase64), copyButton('curl', () => command)])),
       // Whoever may read only the keys is refused a single one.
       bare ? null : h('pre', { class: 'command', tabindex: 0, 'aria-label': 'The same in a shell' }, command));

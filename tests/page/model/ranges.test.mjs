@@ -25,6 +25,10 @@ test('names for people', () => {
   assert.deepEqual([prefix(''), prefix('/a\n'), key('\udcff')].map(ranges.label), ['every key', '/a␊', 'key \\xff']);
 });
 
+test('names that are copied', () => {
+  assert.deepEqual(['/a\n', '/ü', '\udcff/ü'].map(ranges.copied), ['/a\n', '/ü', '%ff/%C3%BC']);
+});
+
 test('what the gateway makes of ranges', () => {
   assert.deepEqual(ranges.outermost([prefix('/b'), key('/b/1'), key('/a'), prefix('/a'), prefix('/a/1')]), [prefix('/b'), prefix('/a')]);
   assert.deepEqual(ranges.outermost([key('/b'), key('/a')]), [key('/b'), key('/a')]);
