@@ -465,6 +465,7 @@ async def test_only_keys(page: Page, gateway: FakeGateway) -> None:
     await expect(page.locator("#curl")).to_contain_text("&keys_only=1")
     await expect(page.locator(".command")).to_have_count(0)  # /v1/kv?key= is refused
     await expect(page.locator(".copies button")).to_have_text(["key"])
+    assert "secret" not in await page.content()
 
 
 # --- what is current --------------------------------------------------------------------------------------------------
