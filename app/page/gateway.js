@@ -8,6 +8,7 @@ export const mayPass = (status) => status === 0 || status === 429 || status >= 5
 
 export class Gateway {
   token = '';
+  ahead = 0; // ms by which the clock of this browser is ahead of the gateway's, as far as an answer has said
   /** `home`: the page's own folder, under whatever path a proxy serves it. */
   constructor(home) { this.home = home; }
 
@@ -18,7 +19,8 @@ export class Gateway {
         cache: 'no-store', signal: AbortSignal.timeout(timeout),
         headers: this.token ? { Authorization: `Bearer ${this.token}` } : {},
       });
-      const kind = answer.headers.get('content-type') ?? '';
+      const kind = answer.headers.get('content-type') ?? '', date = Date.parse(answer.headers.get('date'));
+      if (date) this.ahead = Date.now() - date;
       if (/json/.test(kind)) return { status: answer.status, body: await answer.json() };
       return { status: answer.ok ? 0 : answer.status, body: { title: 'Not the gateway’s answer', detail: `HTTP ${answer.status}, ${kind}` } };
     } catch {

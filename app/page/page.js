@@ -127,7 +127,7 @@ function drawSharing() {
 async function tick() {
   const now = Date.now();
   if (session?.mirror.expires) token.expires = Date.parse(session.mirror.expires);
-  token.tick(now);
+  token.tick(now - gateway.ahead); // the end of a token is a time of the gateway's clock
   if (session) {
     keys.tick(now);
     value.tick(now);

@@ -36,6 +36,17 @@ test('how long etcd is away is counted by one clock: that of the browser may be 
   assert.equal(await asked(NOW + 15_000, GATEWAY + 15_000, date(GATEWAY + 14_000)), 0);
 });
 
+test('an answer says how far the clock of the browser is ahead', async (t) => {
+  const gateway = new Gateway('http://gateway/'), NOW = 1_000_000_000_000;
+  t.mock.method(Date, 'now', () => NOW);
+  const answers = [{ date: new Date(NOW - 3_600_000).toUTCString() }, {}];
+  t.mock.method(globalThis, 'fetch', async () => Response.json({}, { headers: answers.shift() }));
+  for (const ahead of [3_600_000, 3_600_000]) {
+    await gateway.ask('v1/access');
+    assert.equal(gateway.ahead, ahead);
+  }
+});
+
 test('what may be read is asked until there is an answer, or until nobody waits for it', async (t) => {
   const gateway = new Gateway('http://gateway/'), pauses = [];
   t.mock.method(globalThis, 'setTimeout', (again, ms) => { pauses.push(ms); again(); });
