@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.core.keys import KeyRange
+from app.core.merged_metrics import Family, merge_metrics
 from app.core.reasons import END_REASONS, REFUSAL_REASONS, RESET_REASONS
 from app.gateway import Gateway
-from app.metrics import NAMESPACE, make_registry
+from app.metrics import NAMESPACE, families_of, make_instrumentator, make_registry
 from app.settings import load
 
 NOWHERE = "http://127.0.0.1:1"
+# The metrics about etcd, the feeds and the limits, and the number of subscribers. With workers, the hub's values count.
+OF_THE_HUB = {
+    "build_info", "channels_max", "etcd_history_watchers", "etcd_ranges", "etcd_reconnects", "etcd_revision", "etcd_up",
+    "etcd_watch_streams", "etcd_watch_streams_max", "etcd_watchers", "events", "feed_bytes_max", "feeds",
+    "feeds_lingering", "feeds_max", "feeds_stale", "feeds_started", "keys", "pins", "pins_unavailable",
+    "staleness_seconds", "subscribers", "subscribers_max", "tier",
+}  # fmt: skip
 
 
 def samples(gateway: Gateway) -> Mapping[tuple[str, ...], float]:
@@ -26,6 +35,11 @@ def samples(gateway: Gateway) -> Mapping[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name.startswith(NAMESPACE)
     }
+
+
+def with_value(family: Family, value: float) -> Family:
+    """The metric, with the same value in every sample."""
+    return replace(family, samples=tuple(replace(one, value=value) for one in family.samples))
 
 
 async def test_limits_are_those_of_the_settings() -> None:
@@ -88,3 +102,14 @@ async def test_two_gateways_count_apart() -> None:
     one.streams.counters.opened += 1
 
     assert (samples(one)["streams_opened_total",], samples(other)["streams_opened_total",]) == (1, 0)
+
+
+async def test_a_metric_of_the_workers_is_not_the_hubs() -> None:
+    """A metric without a rule in ``merge_metrics`` shows the hub's value, which is 0 for all that workers serve."""
+    registry = make_registry(Gateway(load({"etcd": NOWHERE})))
+    make_instrumentator(registry)
+    families = [one for one in families_of(registry) if one.name.startswith(NAMESPACE) and one.samples]
+    merged = merge_metrics([with_value(one, 1) for one in families], [[with_value(one, 5) for one in families]] * 2, [])
+    of_the_hub = {one.name.removeprefix(f"{NAMESPACE}_") for one in merged if one.samples[0].value == 1}
+
+    assert of_the_hub - {"channels", "channels_lingering"} == OF_THE_HUB

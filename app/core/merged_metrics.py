@@ -41,7 +41,7 @@ NAMESPACE = "etcd_watch_gateway_"
 _OF_WORKERS = frozenset(
     NAMESPACE + name
     for name in (
-        "streams", "streams_opened", "deliveries", "sent_bytes", "resets", "streams_closed", "refusals",
+        "streams", "held_answers", "streams_opened", "deliveries", "sent_bytes", "resets", "streams_closed", "refusals",
         "connections", "connections_busy", "connections_max", "connections_evicted",
         "sessions_started", "sessions_ended", "tls_handshake_failures", "http_requests",
         "http_request_duration_seconds",
