@@ -120,7 +120,7 @@ def _of_streams(now: GatewayStatistics, limits: Limits) -> Iterator[Metric]:
     for name, serving in streams.serving.items():
         sinks.add_metric([name], serving)
     yield sinks
-    yield _gauge("held_answers", "Answers of /v1/kv that may be held, each with a subscriber then.", streams.held)
+    yield _gauge("held_answers", "Requests of /v1/kv that have a subscriber meanwhile.", streams.held)
     yield _gauge(
         "lag_revisions",
         "Revisions of its range that the slowest subscriber has not been sent yet.",

@@ -118,6 +118,7 @@ class FeedReads:
         subscriber = await self._gateway.registry.join(
             asked.read.selection.ranges, address="", user_agent="", request_id="", has_cursor=False, caller=caller
         )
+        self._gateway.streams.counters.hold(subscriber)
         self._renew_at[subscriber.channel] = self._gateway.clock() + self._gateway.settings.linger / 4
         return subscriber
 

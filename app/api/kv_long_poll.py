@@ -52,14 +52,6 @@ class LongPoll(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the request, and then send the answer."""
         scope[HELD] = True
-        counters = self._gateway.streams.counters
-        counters.held += 1
-        try:
-            await self._answer(scope, receive, send)
-        finally:
-            counters.held -= 1
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with Connection(scope, receive, send, self._gateway.settings.send_timeout) as connection:
             client = connection.client
             # A client that closes its connection is first seen to half-close it.
@@ -85,6 +77,7 @@ class LongPoll(Response):
             has_cursor=False,
             caller=self._answers.caller,
         )
+        self._gateway.streams.counters.hold(subscriber)
         subscriber.permit = self._answers.permit  # from here on, a change of the rules ends the wait
         try:
             self._answers.check_permit()  # check again: a worker has asked the hub in between

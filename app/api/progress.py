@@ -41,7 +41,7 @@ class ProgressEndpoint:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         # The ranges, and the hosts of the callers, for which a request waits. A host that asks again meanwhile waits
-        # for nothing: a wait counts for GATEWAY_MAX_SUBSCRIBERS, and for nobody's quotas.
+        # for nothing: no limit and no quota counts the waits, so there must not be more of them than of streams.
         self._waiting: set[tuple[Ranges, str]] = set()
 
     async def get(self, request: Request) -> Response:
@@ -76,7 +76,7 @@ class ProgressEndpoint:
         """Do what an edge at *host* has asked another worker for."""
         if len(ranges) > 1:
             self._note_merge(ranges, host)
-        with contextlib.suppress(GatewayError):  # this worker drains, or has no room to wait: the edge asks again
+        with contextlib.suppress(GatewayError):  # this worker drains, or cannot follow the ranges: the edge asks again
             await self._tell(ranges, host, revision)
 
     def _note_merge(self, ranges: Ranges, host: str) -> None:
@@ -112,7 +112,10 @@ class ProgressEndpoint:
         if channel is None or not self._gateway.upstream.progress_trusted:
             return
         if not readable(channel, revision):
-            with registry.subscribe(ranges, address="", user_agent="", request_id="", has_cursor=False) as waiting:
+            waiting = registry.subscribe(
+                ranges, address="", user_agent="", request_id="", has_cursor=False, counted=False
+            )
+            with waiting:
                 await Waiter(waiting).until(lambda: readable(channel, revision), TIP_TIMEOUT, ahead=True)
 
     def _streams(self, ranges: Ranges, host: str) -> list[Subscriber]:

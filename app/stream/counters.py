@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.reader import Counts
+from ..watch.subscriber import Subscriber
 from .sink import SINKS
 
 
@@ -20,11 +21,23 @@ class Counters:
 
     opened: int = 0
     serving: Counter[str] = field(default_factory=Counter)  # by sink
-    held: int = 0  # answers of /v1/kv, whose subscribers have no stream
+    held: int = 0  # answers of /v1/kv under way whose requests have a subscriber
     bytes: int = 0
     handed: Counts = field(default_factory=Counts)  # what all readers have returned
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+
+    def hold(self, subscriber: Subscriber) -> Subscriber:
+        """Count a held answer, from now until its subscriber is released. Return the subscriber."""
+        self.held += 1
+        release = subscriber.on_release
+
+        def released(subscriber: Subscriber) -> None:
+            self.held -= 1  # first: if the release fails, the subscriber must not count as served
+            release(subscriber)
+
+        subscriber.on_release = released
+        return subscriber
 
     def statistics(self) -> StreamStatistics:
         """Return a snapshot of the counts."""

@@ -108,20 +108,24 @@ class Registry(AlwaysTrue):
         request_id: str,
         has_cursor: bool,
         caller: Caller | None = None,
+        counted: bool = True,
     ) -> Subscriber:
         """Hold the channel of *ranges* until the subscriber is released. Open a channel if there is none.
 
-        *caller*: whose quotas the subscriber counts for, until it is released.
+        Args:
+            caller: whose quotas the subscriber counts for, until it is released.
+            counted: whether it counts for GATEWAY_MAX_SUBSCRIBERS, and in the metrics.
 
         Raises:
             DrainingError, OverCapacityError, UnavailableError, TooLargeError, RangesNeedPinError: before anything is
                 held.
         """
         self.check_if_overdue()
-        self.check(ranges, caller)
+        counted = counted and not self._serves_workers
+        self.check(ranges, caller, counts=counted)
         since = self._clock()
         channel = self.channels.hold(ranges, reads=True)
-        release, counted = self._on_release, not self._serves_workers
+        release = self._on_release
         subscriber = Subscriber(channel, address, user_agent, request_id, since, release, caller, counted=counted)
         self._register(subscriber, has_cursor=has_cursor)
         return subscriber

@@ -51,7 +51,8 @@ class Subscriber:
     from_gateway: bool = False
     # What the hub holds for the stream; None if this process is not a worker.
     admission: Admission | None = None
-    # Whether the subscriber counts as a stream. At the hub, the streams of the workers do not: their clients' do.
+    # Whether the subscriber counts as a stream. At the hub, the streams of the workers do not: their clients' do. The
+    # wait of a gateway below does not either: its streams do.
     counted: bool = True
     bytes: int = 0
     released: bool = False

@@ -24,7 +24,7 @@ from app.watch import registry
 from app.watch.subscriber import Subscriber
 from tests.support.asgi_client import Client, synced
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 
 
 @pytest.fixture(name="fake")
@@ -248,6 +248,20 @@ async def test_what_is_encoded_is_kept_and_given_up(gateway: Gateway, http: http
     assert feed.encoded_bytes == 0
     assert (await read(http, "prefix=/svc/")).content == first.content
     assert feed.encoded_bytes == encoded
+
+
+async def test_a_read_that_waits_is_a_held_answer(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient) -> None:
+    """The alert GatewaySubscribersWithoutStream compares the subscribers with the streams and the held answers."""
+    gateway.settings = gateway.settings.model_copy(update={"sync_timeout": HANG})
+    revision = fake.put(b"/svc/0", b"2")
+    reading = asyncio.create_task(reaches(http, "prefix=/svc/", revision + 1))
+    await soon(lambda: any(one.channel.history.joinable for one in gateway.registry.subscribers()))
+    now = gateway.statistics()
+    assert now.watch.subscribers == now.streams.held == 1
+    fake.put(b"/svc/0", b"3")
+    await reading
+    now = gateway.statistics()
+    assert now.watch.subscribers == now.streams.held == 0
 
 
 async def test_min_revision_is_reached(fake: FakeEtcd, http: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ from app.watch.feed import Feed
 from tests.api.test_kv_response import Client as SlowClient
 from tests.support.asgi_client import OURS, http_scope, released
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.waiting import HANG, eventually
+from tests.support.waiting import HANG, eventually, soon
 
 SOURCES = pytest.mark.parametrize("source", ["feed", "linearizable"])
 
@@ -407,6 +407,7 @@ async def test_a_held_read_counts_until_the_client_has_the_answer(fake: FakeEtcd
             return bool(client.received)
 
         await eventually(answered)
+        assert gateway.statistics().watch.subscribers == gateway.statistics().streams.held == 1
         tag = await tag_of(http, query)
         refused = await poll(http, query, tag, wait=1)
         client.takes.set()
@@ -444,6 +445,20 @@ async def test_an_answer_that_is_not_held_counts_as_a_read(fake: FakeEtcd, sourc
         assert (allowed.status_code, answer.status_code) == (200, 200)
         assert gateway.streams.counters.refused["address-reads"] == 1
         assert quotas.addresses.reading == 0
+    await released(gateway, fake)
+
+
+@SOURCES
+async def test_an_answer_that_is_not_held_has_no_subscriber(gateway: Gateway, fake: FakeEtcd, source: str) -> None:
+    """However slow the client is. If it counted as held, it would hide a subscriber that is not released."""
+    client = SlowClient(takes=False)
+    headers = [(b"host", b"test"), (b"if-none-match", b'W/"another"'), (b"prefer", b"wait=60")]
+    scope = http_scope("/v1/kv", f"prefix=/svc/&consistency={source}".encode(), headers=headers)
+    serving = asyncio.create_task(create_app(gateway=gateway)(scope, client.receive, client.send))
+    await soon(lambda: bool(client.received))
+    assert gateway.statistics().watch.subscribers == gateway.statistics().streams.held == 0
+    client.takes.set()
+    await serving
     await released(gateway, fake)
 
 
