@@ -7,6 +7,7 @@ because it runs four tasks and a ping, and its clean-up depends on a generator h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Hashable
 
@@ -14,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import GatewayError, TransientError, UnavailableError
-from ..core.frames import control, greeting
+from ..core.frames import comment, control, greeting
 from ..core.negotiation import Coding
 from ..core.reasons import QUOTA_REASONS
 from ..stream.connection import Connection, StuckError
@@ -144,15 +145,24 @@ class StreamResponse(EventSourceResponse):
                 await connection.send(close, more=False)
 
     async def _hold(self, connection: Connection, seconds: float) -> None:
-        """Keep the connection open for *seconds*: an EventSource that is refused at once reconnects at once."""
+        """Keep the connection open for *seconds*: an EventSource that is refused at once reconnects at once.
+
+        Without heartbeats, the client or a proxy would take the connection for dead.
+        """
         over = asyncio.Event()
         self._streams.held.add(over)
         connection.on_gone = over.set
         try:
-            async with asyncio.timeout(seconds):
-                await over.wait()
-        except TimeoutError:
-            pass
+            while not over.is_set():
+                pause = min(seconds, self._streams.settings.heartbeat)
+                seconds -= pause
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await over.wait()
+                    return
+                if seconds <= 0:
+                    return
+                await connection.send(comment(self._asked.form, "waiting"))
         finally:
             self._streams.held.discard(over)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from starlette.types import Message
@@ -224,6 +225,18 @@ async def test_held_for_no_longer_than_it_is_told(full: Gateway) -> None:
 
     assert '"retry_ms":20' in client.text
     assert client.sent[-1]["more_body"] is False
+
+
+async def test_one_that_is_held_gets_heartbeats(full: Gateway) -> None:
+    """Otherwise a client, or a proxy, takes the connection for dead before the retry delay is over."""
+    full.streams.settings = replace(full.streams.settings, heartbeat=0.01)
+    client = Client(full, headers=EVENT_SOURCE)
+    await client.until(f": connected {full.instance}\n: waiting\n: waiting\n")
+    full.streams.drain()
+    await client.task
+
+    assert client.text.count("event: close") == 1
+    assert full.streams.held == set()
 
 
 async def test_a_refused_client_that_takes_nothing(full: Gateway) -> None:
