@@ -458,8 +458,8 @@ def _kind(name: str) -> Any:
     field = Settings.model_fields[name]
     bounds = [item for item in field.metadata if item not in (_SECONDS, _SIZE)]
     if field.annotation is int:
-        lower = any(isinstance(item, Le) and item.le <= EXACT for item in bounds)
-        bounds = bounds if lower else [Le(EXACT), *(item for item in bounds if not isinstance(item, Le))]
+        most = min(EXACT, *(item.le for item in bounds if isinstance(item, Le) and isinstance(item.le, int)))
+        bounds = [Le(most), *(item for item in bounds if not isinstance(item, Le))]
     if _SECONDS in field.metadata:
         return Annotated[int, *bounds] | Duration | None
     if _SIZE in field.metadata:
