@@ -21,12 +21,11 @@ from .client import OUT_OF_REACH, Answer
 
 # Items of a page of a state.
 PAGE = 10_000
-# First pages that are read at a time: a page, of at most 16 MiB, is in memory before it is counted.
+# First pages that are read at a time. The JSON of a page, of at most 16 MiB, is not counted: it is freed as soon as it
+# is parsed.
 MOST_FIRST_PAGES = 2
 # States of several pages that are read at a time, after their first pages. Small states do not wait for them.
 MOST_LARGE_STATES = 1
-# Bytes of memory for each byte of a page, with its parsed JSON.
-ITEM_COST = 3
 # Lets the upstream answer with a state that it has.
 FROM_MEMORY = "&consistency=feed"
 
@@ -62,15 +61,13 @@ class States:
         if len(ranges) > 1 or ranges[0].kind == "prefix":
             query += f"&limit={PAGE}"
         async with self._first_pages:
-            answer = await self._first_page(query, reached)
-            budget(ITEM_COST * len(answer.body))
-            revision, items, page = _list(answer, epoch)
+            revision, items, page = _list(await self._first_page(query, reached), epoch)
+            budget(_size(items))
         if page:
             async with self._large_states:
                 while page:
-                    answer = await self._read(f"{query}&page={quote(page)}")
-                    budget(ITEM_COST * len(answer.body))
-                    revision, some, page = _list(answer, epoch)
+                    revision, some, page = _list(await self._read(f"{query}&page={quote(page)}"), epoch)
+                    budget(_size(some))
                     items += some
         return Snapshot.of(revision, items)
 
@@ -89,6 +86,10 @@ class States:
         except RevisionNotReachedError:
             self._end_history(reached)
             return await self._read(query)
+
+
+def _size(items: Sequence[KeyValue]) -> int:
+    return sum(item.size for item in items)
 
 
 def _list(answer: Answer, epoch: str) -> tuple[int, list[KeyValue], str]:

@@ -6,23 +6,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from app.core.errors import RevisionNotReachedError, UnavailableError
+from app.core.budget import Budget
+from app.core.errors import NoRoomError, RevisionNotReachedError, UnavailableError
 from app.core.keys import KeyRange
 from app.core.snapshot import Snapshot
+from app.ports import Etcd
 from app.tier.client import Answer
-from app.tier.states import ITEM_COST, States
+from app.tier.states import States
+from app.watch.memory import FeedMemory, Holder
+from app.watch.snapshot_scheduler import SnapshotScheduler
+from app.watch.state_reader import StateReader
 
 EPOCH = "0123abcd"
 SVC, ONE = KeyRange("prefix", b"/svc/"), KeyRange("key", b"/one")
 
 
-def page(revision: int, key: str = "/svc/a", *, epoch: str = EPOCH, following: str = "") -> Answer:
+def page(revision: int, key: str = "/svc/a", *, value: str = "v", epoch: str = EPOCH, following: str = "") -> Answer:
     """A page of one key."""
-    kv = {"key": key, "value": "v", "create_revision": 1, "mod_revision": 1, "version": 1}
+    kv = {"key": key, "value": value, "create_revision": 1, "mod_revision": 1, "version": 1}
     body = {"revision": revision, "cursor": f"{epoch}-{revision}", "kvs": [kv], "count": 1}
     return Answer(200, {}, json.dumps(body | ({"next_page": following} if following else {})).encode())
 
@@ -45,16 +52,38 @@ class Upstream:
         """Read a state."""
         return await self._states.read(ranges, self.sizes.append, reached=reached, epoch=EPOCH, newest=newest)
 
+    async def snapshot(
+        self, ranges: Sequence[KeyRange], budget: Callable[[int], None], *, newest: bool = False
+    ) -> tuple[Snapshot, int]:
+        """See ``app.ports.Etcd``."""
+        return await self._states.read(ranges, budget, reached=0, epoch=EPOCH, newest=newest), 1
+
 
 async def test_a_state_is_read_page_by_page() -> None:
-    """The budget hears of each page, before the page is parsed. The first page alone must have reached the revision."""
+    """The budget hears of each page's items. The first page alone must have reached the revision."""
     answers = {"page=n%2Bx": page(12, "/svc/b")}
     upstream = Upstream(lambda query: answers.get(query.rpartition("&")[2], page(12, following="n+x")))
     snapshot = await upstream.state(SVC, reached=9)
     assert (snapshot.revision, [item.key for item in snapshot.items]) == (12, [b"/svc/a", b"/svc/b"])
     common = "prefix=/svc/&consistency=feed&limit=10000"
     assert upstream.asked == [f"{common}&min_revision=9", f"{common}&page=n%2Bx"]
-    assert upstream.sizes == [ITEM_COST * len(answer.body) for answer in (page(12, following="n+x"), page(12))]
+    assert upstream.sizes == [item.size for item in snapshot.items]
+
+
+async def test_a_state_needs_as_much_memory_as_at_etcd() -> None:
+    """The state counts as its items, however long its JSON is: here six bytes for each of the value."""
+    upstream = Upstream(lambda _query: page(5, value="\x01\x02" * 500_000))
+    holder, scheduler = cast("Holder", SimpleNamespace(reclaim_view=lambda: 0)), SnapshotScheduler()
+
+    def reader(limit: int) -> StateReader:
+        memory = FeedMemory(Budget(limit), list, lambda _holder: False)
+        return StateReader((SVC,), cast("Etcd", upstream), memory, scheduler, holder)
+
+    snapshot, _, hold = await reader(1_001_000).read()
+    assert hold.size == snapshot.items[0].size
+    hold.release()
+    with pytest.raises(NoRoomError):
+        await reader(999_000).read()
 
 
 @pytest.mark.parametrize(("lowest", "expected"), [(2, []), (3, [9])])
