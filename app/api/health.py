@@ -8,12 +8,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..core.merged_feeds import merge_feeds
+from ..core.merged_feeds import merge_feeds, merge_pins
 from ..core.merged_metrics import merge_metrics
 from ..core.timestamps import rfc3339
 from ..gateway import Gateway
 from ..metrics import families_of, registry_of
 from ..ports import OUT_OF_REACH, Workers
+from ..watch.statistics import PinStatistics
 from .feeds import FeedsEndpoint, describe_pin
 from .from_hub import ask_hub, body_of
 from .json_answer import NO_STORE, json_answer
@@ -47,6 +48,10 @@ class HealthEndpoints:
         else:
             body = body_of(await ask_hub(self._gateway, "/readyz", expected=(200, 503)))
             missing = "" if body["status"] == "ok" else str(body["status"])
+            # The worker refuses the ranges of a pin that only the hub can hold.
+            pins = merge_pins(body.get("pins", ()), [describe_pin(pin) for pin in self._pins_not_held()])
+            if pins:
+                body["pins"] = pins
         access, tls = self._gateway.access, self._gateway.tls
         if not missing and not access.ready:
             missing = "waiting for the issuer's keys"
@@ -69,7 +74,7 @@ class HealthEndpoints:
         reached = now.reached and condition.told == OUT_OF_REACH
         # A pin is waited for until it has been live once, so that a rollout sends clients only to instances that have
         # the pinned state. A pin that cannot be held is not waited for: it would keep all replicas from every range.
-        pins = [pin for pin in self._gateway.registry.feeds.pin_statistics() if pin.state != "held"]
+        pins = self._pins_not_held()
         missing = ""
         if not reached:
             missing = "waiting for etcd"
@@ -82,6 +87,9 @@ class HealthEndpoints:
         if pins:
             body["pins"] = [describe_pin(pin) for pin in pins]
         return missing, body
+
+    def _pins_not_held(self) -> list[PinStatistics]:
+        return [pin for pin in self._gateway.registry.feeds.pin_statistics() if pin.state != "held"]
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the metrics, in Prometheus' text format."""

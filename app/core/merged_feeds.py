@@ -12,6 +12,7 @@ Body = dict[str, Any]
 
 # From best to worst. A channel has the worst of the states that its workers report.
 _STATES = ("live", "waiting", "stale")
+_PIN_STATES = ("held", "waiting", "unavailable")
 
 
 def merge_feeds(hub: Body, workers: Sequence[Body]) -> Body:
@@ -29,7 +30,18 @@ def merge_feeds(hub: Body, workers: Sequence[Body]) -> Body:
         "sinks": sinks,
         "feeds": [_feed(feed, of_workers.get(feed["range"], ())) for feed in hub["feeds"]],
         "channels": channels,
+        "pins": merge_pins(hub["pins"], *(worker["pins"] for worker in workers)),
     }
+
+
+def merge_pins(*processes: Sequence[Body]) -> list[Body]:
+    """Return each pin in the worst of its states. Each process has the pins in its own memory."""
+    worst: dict[str, Body] = {}
+    for pins in processes:
+        for pin in pins:
+            known = worst.setdefault(pin["range"], pin)
+            worst[pin["range"]] = max(known, pin, key=lambda one: _PIN_STATES.index(one["state"]))
+    return list(worst.values())
 
 
 def _feed(feed: Body, same: Sequence[Body]) -> Body:

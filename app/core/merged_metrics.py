@@ -47,10 +47,13 @@ _OF_WORKERS = frozenset(
         "http_request_duration_seconds",
     )
 )  # fmt: skip
-# Metrics of the workers of which the worst counts.
+# Metrics of the workers of which the worst counts. Each process has the pins in its own memory.
 _WORST = frozenset(
-    NAMESPACE + name for name in ("lag_revisions", "token_unusable", "access_file_unusable", "tls_certificate_unusable")
-)
+    NAMESPACE + name
+    for name in (
+        "lag_revisions", "pins_unavailable", "token_unusable", "access_file_unusable", "tls_certificate_unusable",
+    )
+)  # fmt: skip
 # The certificate that expires first counts, and the process that began first.
 _LEAST = frozenset({NAMESPACE + "tls_certificate_expiry_timestamp_seconds", "process_start_time_seconds"})
 # Each process has as much memory (GATEWAY_MAX_FEED_BYTES).

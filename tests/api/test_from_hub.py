@@ -10,20 +10,36 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
 
 from app.api import from_hub as module
+from app.api.feeds import FeedsEndpoint
 from app.api.from_hub import ask_hub, body_of
+from app.api.health import HealthEndpoints
 from app.core.errors import GatewayError, UnavailableError
+from app.core.keys import KeyRange
 from app.gateway import Gateway
 from app.tier.client import Answer
 from app.tier.upstream import GatewayUpstream
+from app.watch.statistics import PinStatistics
 
 
-def worker(get: Callable[..., Coroutine[Any, Any, Answer]]) -> Gateway:
-    """A worker whose hub answers like this."""
+def worker(get: Callable[..., Coroutine[Any, Any, Answer]], *pins: PinStatistics) -> Gateway:
+    """A worker whose hub answers like this, and which has these pins."""
     upstream = GatewayUpstream.__new__(GatewayUpstream)
     upstream.client = cast("Any", SimpleNamespace(get=get))
-    return cast("Gateway", SimpleNamespace(upstream=upstream))
+    return cast(
+        "Gateway",
+        SimpleNamespace(
+            hub=object(),
+            upstream=upstream,
+            registry=SimpleNamespace(feeds=SimpleNamespace(pin_statistics=lambda: pins)),
+            access=SimpleNamespace(ready=True, troubles=dict),
+            tls=None,
+            draining=False,
+        ),
+    )
 
 
 async def test_the_hubs_answer_is_the_answer() -> None:
@@ -34,6 +50,26 @@ async def test_the_hubs_answer_is_the_answer() -> None:
 
     answer = await ask_hub(worker(get), "/v1/feeds", b"prefix=%2Fa")
     assert body_of(answer) == {"/v1/feeds": "prefix=%2Fa"}
+
+
+async def test_a_pin_that_the_worker_cannot_hold() -> None:
+    """The clients of this worker are refused, and the hub does not know why. The worker is ready for all others."""
+    hubs: list[dict[str, str]] = [{"range": "prefix=/b/", "state": "unavailable", "trouble": "denied"}]
+
+    async def get(_path: str, _query: str) -> Answer:
+        return Answer(200, httpx.Headers(), json.dumps({"status": "ok"} | ({"pins": hubs} if hubs else {})).encode())
+
+    async def readiness(*pins: PinStatistics) -> tuple[int, Any]:
+        health = HealthEndpoints(worker(get, *pins), CollectorRegistry(), cast("FeedsEndpoint", None))
+        answer = await health.readyz(cast("Request", None))
+        return answer.status_code, json.loads(bytes(answer.body))
+
+    large = PinStatistics(KeyRange("prefix", b"/a/"), "unavailable", "too large")
+    described = {"range": "prefix=/a/", "state": "unavailable", "trouble": "too large"}
+    assert await readiness(large) == (200, {"status": "ok", "pins": [*hubs, described]})
+    hubs.clear()
+    assert await readiness(large) == (200, {"status": "ok", "pins": [described]})
+    assert await readiness(PinStatistics(KeyRange("prefix", b"/a/"), "held", "")) == (200, {"status": "ok"})
 
 
 async def test_a_hub_that_refuses() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.core.merged_feeds import Body, merge_feeds
+from app.core.merged_feeds import Body, merge_feeds, merge_pins
 
 
 def feed(name: str, subscribers: int, *, lag: int = 0, held_by: tuple[str, ...] = (), **more: Any) -> Body:
@@ -26,7 +26,14 @@ def channel(*ranges: str, subscribers: int = 1, state: str = "live", **more: Any
 def body(*feeds: Body, channels: tuple[Body, ...] = (), linger: float = 30.0, fast: int = 0) -> Body:
     """An answer of ``/v1/feeds``."""
     sinks = {"fast": fast, "portable": 0}
-    return {"instance": "a", "linger": linger, "sinks": sinks, "feeds": list(feeds), "channels": list(channels)}
+    return {
+        "instance": "a",
+        "linger": linger,
+        "sinks": sinks,
+        "feeds": list(feeds),
+        "channels": list(channels),
+        "pins": [],
+    }
 
 
 def test_streams_are_those_of_all_workers() -> None:
@@ -73,3 +80,14 @@ def test_the_subscribers_of_one_channel_are_listed_together() -> None:
     found = merge_feeds(body(feed("prefix=/a/", 0, **ask)), workers)
     for part in (found["feeds"][0], found["channels"][0]):
         assert [one["address"] for one in part["subscriber_list"]] == ["one", "two"]
+
+
+def test_a_pin_that_one_worker_cannot_hold_is_seen() -> None:
+    """Each process has the pin in its own memory, and the clients of one worker are refused. The worst state counts."""
+    held = {"range": "prefix=/a/", "state": "held"}
+    waiting = {"range": "prefix=/a/", "state": "waiting"}
+    large = {"range": "prefix=/a/", "state": "unavailable", "trouble": "too large"}
+    other = {"range": "prefix=/b/", "state": "held"}
+    reports = [body() | {"pins": [one, other]} for one in (waiting, large, held)]
+    assert merge_feeds(body() | {"pins": [held, other]}, reports)["pins"] == [large, other]
+    assert merge_pins([], [large]) == merge_pins([large], []) == [large]

@@ -29,6 +29,7 @@ def test_each_metric_is_of_those_who_know_it() -> None:
         family(NAMESPACE + "lag_revisions", 0, kind="gauge"),
         family("process_resident_memory_bytes", 50, kind="gauge"),
         family(NAMESPACE + "channels", 9, kind="gauge"),
+        family(NAMESPACE + "pins_unavailable", 0, kind="gauge"),
         family("process_start_time_seconds", 100, kind="gauge"),
     ]
     workers = [
@@ -36,6 +37,7 @@ def test_each_metric_is_of_those_who_know_it() -> None:
             family(NAMESPACE + "etcd_watchers", 7, kind="gauge"),
             family(NAMESPACE + "deliveries", given),
             family(NAMESPACE + "lag_revisions", given, kind="gauge"),
+            family(NAMESPACE + "pins_unavailable", given - 3, kind="gauge"),
             family("process_resident_memory_bytes", 60, kind="gauge"),
             family("process_start_time_seconds", 200, kind="gauge"),
             family(NAMESPACE + "tls_certificate_expiry_timestamp_seconds", 5 + given, kind="gauge"),
@@ -46,6 +48,7 @@ def test_each_metric_is_of_those_who_know_it() -> None:
     assert value(found, "etcd_watchers") == [2]
     assert value(found, "deliveries") == [7]
     assert value(found, "lag_revisions") == [4]
+    assert value(found, "pins_unavailable") == [1]
     assert value(found, "channels") == [2]
     assert value(found, "tls_certificate_expiry_timestamp_seconds") == [8]
     memory, start = (next(one for one in found if one.name == f"process_{name}")
