@@ -113,13 +113,19 @@ class Hub(Protocol):
 
         Raises:
             GatewayError: as ``Registry.subscribe`` of a single process raises it.
+            UnavailableError: the hub does not answer.
         """
 
     async def check_join(self, ranges: Ranges, *, caller: Caller | None) -> None:
         """Raise what ``admit`` would raise now. Nothing is counted or held."""
 
     async def begin_read(self, caller: Caller) -> Admission:
-        """Count a read for its caller's quotas in all workers together. Raises OverCapacityError."""
+        """Count a read for its caller's quotas in all workers together.
+
+        Raises:
+            OverCapacityError: a quota is reached.
+            UnavailableError: the hub does not answer.
+        """
 
 
 class Workers(Protocol):

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..core.errors import UnavailableError
 from ..core.quotas import Caller
 from ..core.reasons import CloseReason
 from ..core.selection import Ranges
 from ..ports import Clock
 from .link import Link, Message, encode_ranges
 from .refusal import decode_error
+
+# Seconds. The hub itself waits for one, until what lingers has given way.
+TIMEOUT = 10.0
 
 
 class Admission:
@@ -104,7 +108,11 @@ class HubLink:
         admission = self._held[number] = Admission(lambda: self._release(number))
         self._link.send(do, id=number, **members)
         try:
-            answer = await asked
+            async with asyncio.timeout(TIMEOUT):
+                answer = await asked
+        except TimeoutError:  # the hub is stopped; when it goes on, it takes the two messages in their order
+            admission.release()
+            raise UnavailableError("the hub of this gateway does not answer", cause=f"{do}: {TIMEOUT:g} s") from None
         except asyncio.CancelledError:
             admission.release()
             raise

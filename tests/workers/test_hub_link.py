@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from app.core.errors import UnavailableError
 from app.core.keys import KeyRange
+from app.core.quotas import Caller
+from app.workers import hub_link as module
 from app.workers.hub_link import HubLink
 from tests.support.waiting import soon
 from tests.workers.test_link import pair
@@ -28,6 +35,26 @@ async def test_a_late_answer_goes_nowhere() -> None:
     """The stream that it was for has ended."""
     async with pair() as (link, _, _, _, _):
         hub = HubLink(link, "")
+        hub.take({"do": "admitted", "id": 1})
+        hub.take({"do": "close", "id": 1, "reason": "unavailable"})
+
+
+@pytest.mark.parametrize("do", ["admit", "check", "read"])
+async def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, do: str) -> None:
+    """It is stopped: the request ends as if etcd were away. What the hub may still admit is released after it."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.0)
+    caller = Caller("token:a", "10.0.0.1")
+    async with pair() as (link, _, _, taken, _):
+        hub = HubLink(link, "")
+        ask: dict[str, Callable[[], Awaitable[object]]] = {
+            "admit": lambda: hub.admit((KeyRange("key", b"/a"),), caller=caller, has_cursor=False),
+            "check": lambda: hub.check_join((KeyRange("key", b"/a"),), caller=caller),
+            "read": lambda: hub.begin_read(caller),
+        }
+        with pytest.raises(UnavailableError) as refused:
+            await ask[do]()
+        assert "does not answer" in refused.value.detail
+        await soon(lambda: [(one["do"], one["id"]) for one in taken] == [(do, 1), ("release", 1)])
         hub.take({"do": "admitted", "id": 1})
         hub.take({"do": "close", "id": 1, "reason": "unavailable"})
 
