@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
 
 from ..core.budget import PAGE_BYTES, Budget, Hold, Use
 from ..memory import reserve
@@ -25,3 +26,34 @@ async def answer_memory(budget: Budget, size: int = PAGE_BYTES) -> AsyncIterator
     except BaseException:
         hold.release()
         raise
+
+
+class AnswerMemory:
+    """As ``answer_memory``, for an answer of another gateway: its length is known before it is in memory.
+
+    ``hold``: the present hold.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.hold: Hold
+
+    async def __aenter__(self) -> AnswerMemory:
+        self.hold = await reserve(self._budget, Use.ANSWER, PAGE_BYTES, timeout=RESERVE_TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.hold.release()
+
+    async def need(self, size: int) -> None:
+        """Reserve *size* bytes in all. If they do not fit beside what is held, wait for them as for a new answer.
+
+        Raises:
+            OverCapacityError: the bytes did not become free in time; nothing is held.
+        """
+        if size > self.hold.size and not self.hold.grow(size - self.hold.size):
+            self.hold.release()
+            self.hold = await reserve(self._budget, Use.ANSWER, size, timeout=RESERVE_TIMEOUT)

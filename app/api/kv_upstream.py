@@ -20,7 +20,7 @@ from ..tier.client import OUT_OF_REACH, Answer
 from ..tier.transport import MOST_HEAD
 from ..tier.upstream import GatewayUpstream
 from .kv_gzip import deflate
-from .kv_memory import answer_memory
+from .kv_memory import AnswerMemory
 from .kv_request import KvRead, KvRequest, check_epoch
 from .kv_response import KvBody, revoked
 
@@ -49,8 +49,9 @@ class UpstreamReads:
         return body
 
     async def _once(self, asked: KvRequest) -> KvBody:
-        async with answer_memory(self._gateway.budget) as hold:
-            answer = await self._upstream.read(_query(asked))
+        async with AnswerMemory(self._gateway.budget) as memory:
+            answer = await self._upstream.read(_query(asked), memory.need)
+            hold = memory.hold
             if hold.released:
                 raise revoked()
             read, (revision, tag) = asked.read, _position(answer)

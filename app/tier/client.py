@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -38,6 +38,14 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+# Called with the length of a body before it is read. The body waits, and is not read if this raises.
+Begin = Callable[[int], Awaitable[None]]
+
+
+async def at_once(_length: int) -> None:
+    """Read the body at once, whatever its length."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +112,12 @@ class Client:
         """Send new requests to the next URL."""
         self._index += 1
 
-    async def get(self, path: str, query: str, url: str = "") -> Answer:
-        """Return the answer to a GET, whatever its status. The caller limits the time. *url*: instead of the present.
+    async def get(self, path: str, query: str, url: str = "", begin: Begin = at_once) -> Answer:
+        """Return the answer to a GET, whatever its status. The caller limits the time.
+
+        Args:
+            url: instead of the present.
+            begin: may raise GatewayError. It gets 0 for a body without a length, which no gateway sends.
 
         Raises:
             UnavailableError: there is none. AnswerCutError: it has no end.
@@ -114,8 +126,9 @@ class Client:
         url = url or self.url
         self.requests += 1
         try:
-            async with self._pool() as http:
-                response = await http.get(f"{url}{path}?{query}", headers=self._headers("application/json"))
+            async with self.stream(path, query, "application/json", url) as response:
+                await begin(int(response.headers.get("Content-Length", 0)))
+                body = await response.aread()
         except CutError as error:
             raise AnswerCutError(OUT_OF_REACH, cause=_cause(url, error)) from None
         except httpx.HTTPError as error:
@@ -124,12 +137,11 @@ class Client:
             raise HeadTooLargeError("the request is too long for the upstream gateway") from None
         finally:
             self.requests -= 1
-        _free(response)
-        return Answer(response.status_code, response.headers, response.content)
+        return Answer(response.status_code, response.headers, body)
 
     @contextlib.asynccontextmanager
-    async def stream(self, path: str, query: str, accept: str) -> AsyncIterator[httpx.Response]:
-        """Open a GET whose body the caller reads.
+    async def stream(self, path: str, query: str, accept: str, url: str = "") -> AsyncIterator[httpx.Response]:
+        """Open a GET whose body the caller reads. *url*: instead of the present.
 
         Raises:
             httpx.HTTPError: also while the body is read.
@@ -138,7 +150,7 @@ class Client:
         async with self._pool() as http:
             response: httpx.Response | None = None
             try:
-                async with http.stream("GET", f"{self.url}{path}?{query}", headers=headers) as response:
+                async with http.stream("GET", f"{url or self.url}{path}?{query}", headers=headers) as response:
                     yield response
             finally:
                 if response is not None:

@@ -20,7 +20,7 @@ from ..core.errors import (
 )
 from ..core.selection import Selection
 from ..ports import Clock, Draw, Hub
-from .client import Answer, Client, refusal, tier_of
+from .client import Answer, Begin, Client, at_once, refusal, tier_of
 from .dial import unix
 from .upstream import GatewayUpstream
 
@@ -76,10 +76,10 @@ class HubUpstream(GatewayUpstream):
         """See ``app.ports.Etcd``: nine tenths of what the hub reads, because the tip of the hub may be ahead."""
         return int(most * 0.9 ** ((self.tier or 0) + 1))
 
-    async def _read(self, query: str) -> Answer:
+    async def _read(self, query: str, begin: Begin = at_once) -> Answer:
         """Return the hub's answer. The hub cuts one short only if its feeds need the memory, or when it ends."""
         try:
-            return await super()._read(query)
+            return await super()._read(query, begin)
         except AnswerCutError as error:
             raise AnswerRevokedError(cause=error.cause) from None
 

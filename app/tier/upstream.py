@@ -29,7 +29,7 @@ from ..core.snapshot import Snapshot
 from ..core.witnessed_history import HEADER, WitnessedHistory
 from ..ports import Clock, Condition, Draw, UpstreamStatistics
 from ..shared_reads import SharedReads
-from .client import OUT_OF_REACH, Answer, Client, ForeignAnswerError, refusal, tier_of, unreachable
+from .client import OUT_OF_REACH, Answer, Begin, Client, ForeignAnswerError, at_once, refusal, tier_of, unreachable
 from .merge_notices import MergeNotices
 from .states import States
 from .watch import UpstreamWatch
@@ -286,17 +286,19 @@ class GatewayUpstream:
         """Share a read with all callers that ask for the same key. See ``app.shared_reads``."""
         return await self._shared.run(key, read)
 
-    async def read(self, query: str) -> Answer:
+    async def read(self, query: str, begin: Begin = at_once) -> Answer:
         """Return the upstream's answer of ``/v1/kv``: 200, or the 404 of a key that does not exist.
+
+        *begin*: see ``Client.get``.
 
         Raises:
             GatewayError: the upstream refuses, or is out of reach.
         """
         await self._usable()
-        return await self._read(query)
+        return await self._read(query, begin)
 
-    async def _read(self, query: str) -> Answer:
-        answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url)
+    async def _read(self, query: str, begin: Begin = at_once) -> Answer:
+        answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url, begin)
         if answer.status == HTTPStatus.OK:
             return answer
         problem = _problem(answer)
@@ -423,21 +425,21 @@ class GatewayUpstream:
             raise UnavailableError(OUT_OF_REACH, cause=f"{url}: /v1/progress is not JSON")
         return found
 
-    async def _ask(self, path: str, query: str, seconds: float, url: str) -> Answer:
+    async def _ask(self, path: str, query: str, seconds: float, url: str, begin: Begin = at_once) -> Answer:
         """Return an answer of a gateway that follows the same cluster."""
         asked_at = self.clock()
-        answer = await self._get(path, query, seconds, url)
+        answer = await self._get(path, query, seconds, url, begin)
         try:
             self.compare_history(answer.headers, asked_at)
         except ForeignAnswerError as error:
             raise unreachable(url, error) from None
         return answer
 
-    async def _get(self, path: str, query: str, seconds: float, url: str) -> Answer:
+    async def _get(self, path: str, query: str, seconds: float, url: str, begin: Begin = at_once) -> Answer:
         self._requests += 1
         try:
             async with asyncio.timeout(seconds):
-                answer = await self.client.get(path, query, url)
+                answer = await self.client.get(path, query, url, begin)
         except TimeoutError:
             raise unreachable(url, TimeoutError(f"no answer within {seconds:g} s")) from None
         try:

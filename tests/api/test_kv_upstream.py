@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api import kv_memory
+from app.api.kv_request import parse
+from app.api.kv_response import KvBody
+from app.api.kv_upstream import UpstreamReads
+from app.core.budget import PAGE_BYTES, Use
 from app.core.encoding import list_head, list_tail, page_tail
+from app.core.errors import OverCapacityError
 from app.core.keys import KeyRange
 from app.core.page_token import PageToken, reader_of
 from app.core.selection import Selection
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 from tests.tier.scripted import CLUSTER, Answered, Scripted, epoch_of, scripted
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -130,6 +137,31 @@ async def test_the_token_of_a_page_is_for_both_tiers(tmp_path: Path, key: bytes)
             answer = await ask(root, f"prefix=/svc/&limit=1&page={given}", last, policy=policy)
             assert answer.json() == BODY
             assert root.of("/v1/kv")[-1].parameters["page"] == token
+
+
+async def test_an_answer_is_counted_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of 16 MiB of which each had reserved 1 MiB could be 16 times as large as what answers may have."""
+    monkeypatch.setattr(kv_memory, "RESERVE_TIMEOUT", 0.0)
+    quarter = 8 * PAGE_BYTES
+    large = Answered(b" " * (3 * PAGE_BYTES), headers={"X-Gateway-Tier": "0", "X-Etcd-Revision": "120"})
+    async with scripted() as root:
+        gateway = Gateway(load({"upstream": root.url, "max_feed_bytes": 4 * quarter}))
+        root.answer = lambda asked: large if asked.path == "/v1/kv" else root.usual(asked)
+
+        async def connected() -> bool:
+            return gateway.upstream.member_known
+
+        async with gateway.running():
+            await eventually(connected)
+            reads = UpstreamReads(gateway)
+            asked = [parse(f"prefix=/svc/&limit={limit}".encode()) for limit in range(1, 9)]
+            found = await asyncio.gather(*map(reads.read, asked), return_exceptions=True)
+            bodies = [one for one in found if isinstance(one, KvBody)]
+            refused = [one.code for one in found if isinstance(one, OverCapacityError)]
+            assert (len(bodies), refused) == (2, ["too-many-reads"] * 6)
+            assert gateway.budget.of(Use.ANSWER) == 2 * 3 * PAGE_BYTES
+            del bodies, found
+            await soon(lambda: gateway.budget.of(Use.ANSWER) == 0)
 
 
 @pytest.mark.parametrize("headers", [{}, {"X_Etcd_Revision": "many"}])
