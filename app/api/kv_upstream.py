@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ..core.budget import Hold
 from ..core.encoding import compact, list_head, list_tail
-from ..core.errors import UnavailableError
+from ..core.errors import PageExpiredError, UnavailableError
 from ..core.etag import ETag, parse_etag
 from ..core.page_token import parse_page_token
 from ..gateway import Gateway
@@ -43,6 +43,10 @@ class UpstreamReads:
             GatewayError: the upstream refuses the read, or is out of reach.
         """
         check_epoch(self._gateway, asked.read.page, asked.read.selection)
+        if asked.read.page is not None and one_key(asked.read):
+            # The upstream knows no pages of a single key.
+            msg = "'page' is not a token of this gateway: the list has at most one key; start over without 'page'"
+            raise PageExpiredError(msg, parameter="page")
         body = await self._upstream.shared(("kv", asked.read, asked.min_revision), lambda: self._once(asked))
         if body.revoked:
             raise revoked()

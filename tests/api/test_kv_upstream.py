@@ -197,3 +197,15 @@ async def test_an_edge_compresses_what_its_root_sends_plain(*, more: bool) -> No
     assert answer.headers["content-encoding"] == "gzip"
     assert int(answer.headers["content-length"]) < len(whole) / 10
     assert answer.content == whole
+
+
+async def test_a_list_of_one_key_has_no_next_page(tmp_path: Path) -> None:
+    """Who forges the token of one gets a refusal, and not the upstream's 400 as a 503."""
+    (tmp_path / "policy").write_text("roles: {r: {read: ['key=/svc/a']}}\nanonymous: [r]")
+    epoch = epoch_of(CLUSTER, Selection((KeyRange("key", b"/svc/a"),)))
+    token = PageToken(epoch, 120, b"/svc/a").token(reader_of("anonymous"))
+    async with scripted() as root:
+        query = f"prefix=/svc/&scope=permitted&page={token}"
+        answer = await ask(root, query, Answered.of({"code": "x"}, 400), policy=tmp_path / "policy")
+        assert (answer.status_code, answer.json()["code"]) == (410, "page-expired")
+        assert root.of("/v1/kv") == []
