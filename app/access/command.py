@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ def check_policy(flags: Mapping[str, Any]) -> tuple[str, int]:
             raise SettingsError("--prefix and --key: need --as, the identity that asks")
         return f"ok: {len(policy.roles)} roles, {len(policy.bindings)} bindings\n", 0
     identities = _identities(flags)
+    if not identities:
+        return f"denied: what {flags['tokens_file']} lists as {flags['identity']} has expired\n", 1
     if not asked:
         return _grants(policy, identities), 0
     keys_only = flags["keys_only"]
@@ -84,7 +87,10 @@ def _ranges(flags: Mapping[str, Any]) -> list[KeyRange]:
 
 
 def _identities(flags: Mapping[str, Any]) -> list[Identity]:
-    """Return the identities that ``--as`` can mean: one, or one for each entry of the tokens file with this name."""
+    """Return the identities that ``--as`` can mean: one, or one for each entry of the tokens file with this name.
+
+    None if all of these entries have expired.
+    """
     name: str = flags["identity"]
     roles = frozenset(flags["role"])
     if name == ANONYMOUS.name:
@@ -107,7 +113,10 @@ def _identities(flags: Mapping[str, Any]) -> list[Identity]:
         return [identity]
     tokens = _read(flags["tokens_file"], parse_tokens, MAX_TOKENS_FILE)
     listed = [one for one in tokens.identities.values() if one.name == name]
-    return [replace(identity, roles=roles | one.roles) for one in listed] or [identity]
+    if not listed:
+        return [identity]
+    now = time.time()
+    return [replace(identity, roles=roles | one.roles) for one in listed if not one.expired(now)]
 
 
 def _read(path: Path, parse: Callable[[bytes], T], most: int) -> T:

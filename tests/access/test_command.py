@@ -83,6 +83,19 @@ def test_roles_of_a_token(policy: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"note: {tokens} gives no role to token:other" in capsys.readouterr().out
 
 
+def test_an_expired_token(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gateway answers it with 401, whatever the policy binds to its name. The other entry of the name counts."""
+    tokens = tmp_path / "tokens.yaml"
+    old = f"{{name: dash, sha256: {'a' * 64}, roles: [reader], expires: '2001-01-01T00:00:00Z'}}"
+    asked = ["--as", "token:dash", "--prefix", "/svc/", "--tokens-file", str(tokens)]
+
+    tokens.write_text(f"tokens: [{old}]")
+    assert main(["policy", "check", policy, *asked]) == 1
+    assert capsys.readouterr().out == f"denied: what {tokens} lists as token:dash has expired\n"
+    tokens.write_text(f"tokens: [{old}, {{name: dash, sha256: {'b' * 64}, roles: [reader]}}]")
+    assert main(["policy", "check", policy, *asked]) == 0
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "said"),
     [
