@@ -89,7 +89,7 @@ def _ranges(flags: Mapping[str, Any]) -> list[KeyRange]:
 def _identities(flags: Mapping[str, Any]) -> list[Identity]:
     """Return the identities that ``--as`` can mean: one, or one for each entry of the tokens file with this name.
 
-    None if all of these entries have expired.
+    The list is empty if all of these entries have expired.
     """
     name: str = flags["identity"]
     roles = frozenset(flags["role"])
