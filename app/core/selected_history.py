@@ -23,7 +23,8 @@ Theory of operation
     vain, once for each length of the other feed's log.
 
     *Outages.* When all feeds are live again, some may have changes that the others have not reached. The readers lack
-    these changes, which may be as old as the outage. So the selection is not live before it has released them.
+    these changes, which may be as old as the outage. So the selection is not live before it has released them, nor
+    while it starts anew.
 
     *Memory.* Views and logs of a selection hold the feeds' own items and events. The log of a selection holds no batch
     that the log of a feed has evicted, so that the feeds count the bytes of every value that a selection holds.
@@ -207,7 +208,12 @@ class SelectedHistory(AwaitingParts[Part]):
         self._on_change()
 
     def _end_outage(self) -> None:
-        """Be live if no feed is stale, and everything is released that arrived while one was."""
+        """Be live if no feed is stale, and everything is released that arrived while one was.
+
+        Before the selection has started anew, its readers lack even the state that a feed came back with.
+        """
+        if not self._started or not self._continues:
+            return
         if self._unreleased is not None and not self._waits_since(self._unreleased.ended_at):
             self._unreleased = None
         if self._unreleased is None and not any(part.history.stale for part in self.parts):

@@ -1021,3 +1021,23 @@ def test_no_state_of_a_merge_is_completed_after_a_member_was_replaced(first: int
     world.read_all()
     assert world.readers[0].synced
     assert world.mirrors == [world.truth(world.revision)]
+
+
+@pytest.mark.parametrize("lagged", [False, True], ids=["compacted", "lagged"])
+def test_a_merge_is_not_live_before_it_has_started_anew(*, lagged: bool) -> None:
+    """A feed returns with a state that another feed has not reached: the readers lack all of it."""
+    store = Store()
+    selected, (one, other) = selection(store, A, B)
+    one.history.note_staleness(5.0, None)
+    for _ in range(6):
+        store.write([b"/a/1"], deletes=False)
+    if lagged:
+        one.deliver(6, 64.0, progress=False)  # its log has only four
+    else:
+        one.start("compacted")
+    one.history.note_staleness(None, Outage(4.0, 65.0))
+    assert (selected.joinable, selected.stale_ranges) == (False, (A,))
+    other.deliver(5, 66.0, progress=True)
+    assert (selected.joinable, selected.stale_ranges) == (False, (A,))
+    other.deliver(1, 67.0, progress=True)
+    assert (selected.joinable, selected.stale_ranges) == (True, ())

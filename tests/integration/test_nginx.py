@@ -163,7 +163,7 @@ async def test_a_read_timeout_below_the_heartbeat_cuts(etcd: EmbeddedEtcd, kv: E
         nginx(tmp_path / "nginx", [server.base], short) as front,
     ):
         async with returning(front.base, "prefix=/svc/", 1) as (client,):
-            # A stream whose state takes longer than the timeout is cut, too, and the state would bring the first change.
+            # A stream whose state takes longer than the timeout is cut, too. Then the state would bring the first change.
             await eventually(lambda: _holds(client, 1))
             written = []
             for _ in range(3):
