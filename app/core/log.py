@@ -92,6 +92,7 @@ class Log(AlwaysTrue):
         "generation",
         "last_slice",
         "may_keep",
+        "overfull",
         "tip",
     )  # fmt: skip
 
@@ -104,6 +105,9 @@ class Log(AlwaysTrue):
         self.tip = 0
         self._start = 0  # the revision at which the generation began
         self._edge = 0  # nothing up to here may be held: see ``forget``
+        # The newest revision of this generation that a bound of size has evicted; 0 if none. History below it would be
+        # evicted again at once: already what came after it does not fit.
+        self.overfull = 0
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
         # The last slice, while it is still valid: all readers that keep up request the same slice.
@@ -131,6 +135,7 @@ class Log(AlwaysTrue):
         self._entries, self._revisions, self.bytes = [], [], 0
         self._forget_slice()
         self.floor = self.tip = self._start = self._edge = revision
+        self.overfull = 0
 
     def append(self, batch: Batch, now: float) -> None:
         """Add the next complete revision.
@@ -171,6 +176,8 @@ class Log(AlwaysTrue):
         while count - drop > 1 and (count - drop > bounds.batches or size > bounds.bytes):
             size -= self._entries[drop].size
             drop += 1
+        if drop:
+            self.overfull = self._revisions[drop - 1]
         while drop < count and now - self._entries[drop].at > bounds.age:
             drop += 1
         self._evict(drop)

@@ -422,6 +422,8 @@ class SelectedHistory(AwaitingParts[Part]):
         floor = self._feeds_floor
         if log.covers(revision) or revision < floor or not self._started or not self._continues:
             return log.covers(revision)
+        if revision < log.overfull:
+            return False  # to find that out again would stop all streams, for each client that returns
         found: dict[int, list[Event]] = {}
         for part in self.parts:
             for batch in part.project(part.history.log.after(floor, EVERYTHING)):

@@ -25,7 +25,7 @@ from app.core.keys import KeyRange
 from app.core.log import Bounds
 from app.core.reader import Reader, Wants
 from app.core.reasons import ResetReason
-from app.core.selected_history import SelectedHistory
+from app.core.selected_history import Part, SelectedHistory
 from app.core.selection import Ranges, Selection, canonical, divide
 from app.core.snapshot import Snapshot
 from app.core.staleness import Outage
@@ -649,6 +649,46 @@ def test_history_that_exceeds_the_log_of_a_merge_is_not_promised() -> None:
     client = Client(store, (A, B), selected, 1)
     client.read()
     assert (client.resets, client.revision) == (["lagged"], 7)
+
+
+def test_history_that_does_not_fit_is_not_projected_for_each_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three full logs it cost 140 ms: 1,000 clients that return would stop all streams for minutes."""
+    store = Store()
+    feeds = [Feed(store, A), Feed(store, B)]
+    for feed in feeds:
+        feed.start(None)
+    for key in [b"/a/1", b"/b/1"] * 3:
+        store.write([key], deletes=False)
+        for feed in feeds:
+            feed.deliver(1, 1.0, progress=True)
+    selected = SelectedHistory([(feed.history, NoOlder(), (feed.range,)) for feed in feeds], Bounds(4), lambda: None)
+    selected.follow(0.0)
+    projected: list[Part] = []
+    project = Part.project
+
+    def project_and_count(self: Part, batches: Sequence[Batch]) -> list[Batch]:
+        projected.append(self)
+        return project(self, batches)
+
+    monkeypatch.setattr(Part, "project", project_and_count)
+    assert [selected.covers(revision) for revision in (1, 1, 2)] == [False] * 3
+    assert projected == selected.parts
+    assert selected.covers(3), "as much is added as fits"
+    # An event evicts the oldest one. No cursor below it fits either.
+    store.write([b"/a/1"], deletes=False)
+    for feed in feeds:
+        feed.deliver(1, 1.0, progress=True)
+    assert not selected.covers(3)
+    assert selected.covers(4)
+    assert projected == selected.parts
+    # A new generation has room.
+    feeds[0].start("lagged")
+    for key in [b"/a/1", b"/b/1"]:
+        store.write([key], deletes=False)
+        for feed in feeds:
+            feed.deliver(1, 1.0, progress=True)
+    assert selected.log.reclaim(1)
+    assert selected.covers(8)
 
 
 class Reading(NoOlder):
