@@ -293,7 +293,7 @@ class SelectedHistory(AwaitingParts[Part]):
         for part in self.parts:
             view, log = part.history.view, part.history.log
             assert view is not None, "a history that may be joined has a view"
-            blocks += view.snapshot(log.tip).within(part.ranges)
+            blocks += view.within(part.ranges)
             self._start = max(self._start, view.revision)
             part.generation = log.generation
             part.waiting.clear()

@@ -8,7 +8,6 @@ from itertools import islice
 from operator import attrgetter
 
 from .events import KeyValue
-from .selection import Ranges
 
 # Items in a block at most: about 2 ms of the event loop's time if none is encoded yet.
 MAX_ITEMS = 1024
@@ -94,23 +93,6 @@ class Snapshot:
             limit -= len(items)
             if not limit:
                 return
-
-    def within(self, ranges: Ranges) -> list[Block]:
-        """Return the items of *ranges* in blocks, by key. A block that lies wholly inside them is shared."""
-        found: list[Block] = []
-        for one in ranges:
-            number = max(0, bisect_right(self.blocks, one.name, key=_first_key) - 1)
-            for block in islice(self.blocks, number, None):
-                first, last = block.items[0].key, block.items[-1].key
-                if one.contains(first) and one.contains(last):
-                    found.append(block)
-                    continue
-                some = [item for item in block.items if one.contains(item.key)]
-                if some:
-                    found.append(Block(some))
-                if not one.contains(last) and last > one.name:
-                    break
-        return found
 
 
 def blocks_of(items: Iterable[KeyValue], most_bytes: int) -> list[Block]:

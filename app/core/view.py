@@ -13,6 +13,7 @@ from .encoding import event_body
 from .events import Batch, Event, KeyValue
 from .frames import GZIP, LIST, snapshot_frame
 from .log import MayKeep, keep_all
+from .selection import Ranges
 from .snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 from .table_memory import keep, kept_size, whole_size
 
@@ -118,6 +119,26 @@ class View(AlwaysTrue):
         elif self._snapshot.revision != revision:
             self._snapshot = Snapshot(revision, self._snapshot.blocks)
         return self._snapshot
+
+    def within(self, ranges: Ranges) -> list[Block]:
+        """Return the items of *ranges*, which are canonical, in blocks by key. A block inside a range is shared.
+
+        Only the parts in which the ranges lie are looked at: a snapshot would sort all parts that were written.
+        """
+        found: list[Block] = []
+        for one in ranges:
+            written: list[KeyValue] = []  # of successive parts without a block
+            for number in range(bisect_right(self._bounds, one.name) - 1, len(self._parts)):
+                if self._bounds[number] > one.name and not one.contains(self._bounds[number]):
+                    break
+                block = self._blocks[number]
+                if block is not None and one.contains(block.items[0].key) and one.contains(block.items[-1].key):
+                    found += [*blocks_of(written, MAX_BYTES), block]
+                    written = []
+                else:
+                    written += [item for item in self._parts[number].values() if one.contains(item.key)]
+            found += blocks_of(written, MAX_BYTES)
+        return found
 
     def frame(self, block: Block, form: str, encoding: str, *, keys_only: bool = False) -> bytes:
         """Return the items of a snapshot's *block* as bytes on the wire.

@@ -27,7 +27,7 @@ from app.core.reader import Reader, Wants
 from app.core.reasons import ResetReason
 from app.core.selected_history import Part, SelectedHistory
 from app.core.selection import Ranges, Selection, canonical, divide
-from app.core.snapshot import Snapshot
+from app.core.snapshot import Block, Snapshot
 from app.core.staleness import Outage
 from app.core.view import View
 
@@ -509,13 +509,13 @@ def test_a_merge_that_lags_takes_no_views_in_vain(monkeypatch: pytest.MonkeyPatc
     """While a feed stands still, the other one's log forgets what waits, again and again."""
     store, taken = Store(), list[int]()
     selected, (one, other) = selection(store, A, B)
-    snapshot_of = View.snapshot
+    within = View.within
 
-    def counted(view: View, revision: int) -> Snapshot:
-        taken.append(revision)
-        return snapshot_of(view, revision)
+    def counted(view: View, ranges: Ranges) -> list[Block]:
+        taken.append(store.revision)
+        return within(view, ranges)
 
-    monkeypatch.setattr(View, "snapshot", counted)
+    monkeypatch.setattr(View, "within", counted)
     for _ in range(40):
         store.write([b"/a/1"], deletes=False)
         one.deliver(1, 1.0, progress=False)
@@ -1081,3 +1081,23 @@ def test_a_merge_is_not_live_before_it_has_started_anew(*, lagged: bool) -> None
     assert (selected.joinable, selected.stale_ranges) == (False, (A,))
     other.deliver(1, 67.0, progress=True)
     assert (selected.joinable, selected.stale_ranges) == (True, ())
+
+
+def test_a_projection_of_one_key_does_not_read_the_whole_pin() -> None:
+    """After 1,000 writes to a pin of 100,000 keys, to sort all that was written stopped the streams for 75 ms."""
+    store = Store()
+    feed = Feed(store, KeyRange("prefix", b"/"))
+    store.write([b"/a/%05d" % number for number in range(5000)], deletes=False)
+    feed.start(None)
+    for number in range(0, 5000, 100):
+        store.write([b"/a/%05d" % number], deletes=False)
+        feed.deliver(1, 1.0, progress=False)
+    view = feed.history.view
+    assert view is not None
+    written = view._blocks.count(None)
+    assert written > 5
+    selected = SelectedHistory([(feed.history, NoOlder(), (KeyRange("key", b"/a/00100"),))], Bounds(), lambda: None)
+    selected.follow(0.0)
+    assert selected.view is not None
+    assert [item.mod_revision for item in selected.view.snapshot(selected.log.tip).items] == [4]
+    assert view._blocks.count(None) == written

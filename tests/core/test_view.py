@@ -17,6 +17,7 @@ from app.core.deflate import HEADER
 from app.core.encoding import event_body
 from app.core.events import Batch, Delete, Event, KeyValue
 from app.core.frames import GZIP, LIST, snapshot_frame
+from app.core.keys import KeyRange
 from app.core.snapshot import MAX_BYTES, MAX_ITEMS, Block, Snapshot, blocks_of
 from app.core.table_memory import whole_size
 from app.core.view import View
@@ -241,6 +242,32 @@ def test_a_view_of_many_parts(history: Sequence[dict[bytes, bytes | None]], form
         assert (view.reclaim(), view.encoded) == (given_back, 0)
         items = [state[key] for key in sorted(state)]
         assert b"".join(frames(view, view.snapshot(view.revision), form)) == whole(items, form)
+
+
+@given(MANY, st.sampled_from([("0",), ("1", "2"), ("",), ("00", "1", "30"), ("05",)]), st.integers(0, 8))
+def test_the_items_of_some_ranges(
+    history: Sequence[dict[bytes, bytes | None]], names: Sequence[str], read_at: int
+) -> None:
+    """They are by key, in blocks of the usual size, whether or not parts were written since the last snapshot."""
+    ranges = tuple(KeyRange("key" if len(name) == 2 else "prefix", name.encode()) for name in names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.core.view.MAX_BYTES", 1000)
+        for module in ("view", "snapshot"):
+            patch.setattr(f"app.core.{module}.MAX_ITEMS", 5)
+        state: dict[bytes, KeyValue] = {}
+        view = View(Snapshot.of(1, []))
+        for revision, change in enumerate(history, start=2):
+            view.apply(folded(state, revision, change))
+            if revision == read_at:
+                view.snapshot(revision)
+            blocks = view.within(ranges)
+            wanted = [state[key] for key in sorted(state) if any(one.contains(key) for one in ranges)]
+            assert [item for block in blocks for item in block.items] == wanted
+            for block in blocks:
+                assert 0 < len(block.items) <= 5
+                assert wire_size(block) <= 1000 or len(block.items) == 1
+        whole_view = view.snapshot(view.revision).blocks
+        assert view.within((KeyRange("prefix", b""),)) == whole_view, "blocks inside a range are shared"
 
 
 def test_what_nothing_was_written_to_is_shared() -> None:
