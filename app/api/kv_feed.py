@@ -91,7 +91,8 @@ class FeedReads:
 
     def why_not(self, subscriber: Subscriber) -> GatewayError:
         """Return why there is no state to answer from."""
-        names = ", ".join(map(str, subscriber.channel.ranges))
+        channel = subscriber.channel
+        names = ", ".join(map(str, channel.ranges))
         match subscriber.closing:
             case DrainingError.close_reason:
                 return DrainingError("this instance is shutting down: retry, and reach another one")
@@ -101,12 +102,14 @@ class FeedReads:
                     "range, or read without 'consistency=feed'"
                 )
             case "revoked":
-                return DeniedError(f"etcd's roles do not let the gateway read {names}")
+                return DeniedError.of(channel.ranges)
         condition = self._gateway.upstream.condition
         if condition.state != "ready":
             return condition.error()
+        if channel.denied:
+            return DeniedError.of(channel.ranges, channel.trouble)
         return UnavailableError(
-            f"the gateway does not have the state of {names} yet: retry later", cause=subscriber.channel.trouble
+            f"the gateway does not have the state of {names} yet: retry later", cause=channel.trouble
         )
 
     async def subscribe(self, asked: KvRequest, caller: Caller | None = None) -> Subscriber:

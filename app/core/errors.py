@@ -36,8 +36,8 @@ file paths. The log, /v1/feeds and /readyz show the cause to operators. No clien
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Self
 
 from .reasons import CloseReason
 
@@ -241,6 +241,11 @@ class EtcdRefusedError(GatewayError):
 
 class DeniedError(EtcdRefusedError):
     """etcd's roles do not let the gateway read the range."""
+
+    @classmethod
+    def of(cls, ranges: Iterable[object], cause: str = "") -> Self:
+        """Return the error for a channel of *ranges*. It does not tell which of several is denied."""
+        return cls(f"etcd's roles do not let the gateway read {', '.join(map(str, ranges))}", cause=cause)
 
 
 class RangesNeedPinError(GatewayError):

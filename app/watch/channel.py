@@ -50,6 +50,10 @@ class Channel(Protocol):
         """Why the channel is not live; empty if no reason is known."""
 
     @property
+    def denied(self) -> bool:
+        """Whether etcd's roles do not let the gateway read all of the ranges, as far as it was last told."""
+
+    @property
     def keys(self) -> int:
         """The number of keys in the view."""
 

@@ -175,6 +175,11 @@ class SelectedChannel:
         """See ``Channel``."""
         return next((feed.trouble for feed, _ in self.sources if feed.trouble), "")
 
+    @property
+    def denied(self) -> bool:
+        """See ``Channel``."""
+        return any(feed.denied for feed, _ in self.sources)
+
     # --- for readers --------------------------------------------------------------------------------------------------
 
     def want_backfill(self, revision: int) -> bool:

@@ -17,6 +17,7 @@ from app.api.kv_request import parse
 from app.api.kv_response import KvBody
 from app.core.budget import Use
 from app.core.errors import OverCapacityError
+from app.core.keys import KeyRange
 from app.gateway import Gateway
 from app.main import create_app
 from app.settings import load
@@ -312,6 +313,22 @@ async def test_no_state_in_time(gateway: Gateway, fake: FakeEtcd, http: httpx.As
     assert answer.json()["code"] == "etcd-unavailable"
     assert int(answer.headers["retry-after"]) >= 1
     assert len(gateway.registry) == 0
+    fake.release_ranges()
+
+
+@pytest.mark.parametrize("query", ["prefix=/svc/", "prefix=/svc/&key=/other"])
+async def test_no_permission_in_time(gateway: Gateway, fake: FakeEtcd, http: httpx.AsyncClient, query: str) -> None:
+    """etcd's roles have denied a range from the start: to retry does not help, as with a linearizable read."""
+    fake.hold_ranges()
+    gateway.settings = gateway.settings.model_copy(update={"sync_timeout": 0.05})
+    with await FeedReads(gateway).subscribe(parse(query.encode())):
+        feed = gateway.registry.feeds.get(KeyRange("prefix", b"/svc/"))
+        assert feed is not None
+        feed.denied = True
+        answer = await read(http, query, 502)
+
+    assert answer.json()["code"] == "etcd-refused"
+    assert answer.json()["detail"].endswith(", ".join(query.split("&")[::-1]))
     fake.release_ranges()
 
 

@@ -35,7 +35,7 @@ async def test_all_kinds_are_alike(
     channel = subscriber.channel
     assert isinstance(channel, kind)
     assert (channel.ranges, channel.watched, channel.keys) == (canonical(ranges), watched, 1)
-    assert (channel.stale_ranges, channel.stale_since, channel.trouble) == ((), None, "")
+    assert (channel.stale_ranges, channel.stale_since, channel.trouble, channel.denied) == ((), None, "", False)
     assert await channel.linearizable_revision() == 100
     snapshot = await channel.fresh_snapshot(100)
     assert snapshot is not None
