@@ -10,7 +10,7 @@ import logging
 import time
 
 from .. import logs
-from ..core.errors import TooLargeError, UnavailableError
+from ..core.errors import DeniedError, TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
 from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
 from ..core.reasons import DENIALS, CloseReason
@@ -499,12 +499,12 @@ class Delivery:
 
     def _detail(self) -> str:
         """Return what a client may know of the reason ``unavailable``."""
-        condition = self._streams.etcd.condition
+        channel, condition = self._channel, self._streams.etcd.condition
         if condition.state != "ready":
             return condition.told
-        channel = self._channel
+        why = DeniedError.of(channel.ranges).detail if channel.denied else NO_STATE
         goes_on = self._streams.registry.channel(channel.ranges) is channel  # otherwise it has ended for another reason
-        return NO_STATE if goes_on and not channel.history.joinable else ""
+        return why if goes_on and not channel.history.joinable else ""
 
     def _resolve_cursor(self) -> bool:
         """See ``CursorResolver.advance``."""

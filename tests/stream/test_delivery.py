@@ -229,8 +229,11 @@ async def test_a_stream_that_waits_has_no_position_to_tell(gateway: Gateway, fak
     await released(gateway, fake)
 
 
+@pytest.mark.parametrize(
+    ("denied", "why"), [(False, NO_STATE), (True, "etcd's roles do not let the gateway read prefix=/svc/")]
+)
 async def test_a_stream_that_gets_no_state_is_told_why(
-    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch, *, denied: bool, why: str
 ) -> None:
     """etcd answers everything else: its compactions may defeat each read of the state, for example."""
     other = Client(gateway, query=b"prefix=/other/")
@@ -242,12 +245,15 @@ async def test_a_stream_that_gets_no_state_is_told_why(
     await fake.until(lambda: fake.ranges_in_flight == 1)
     (subscriber,) = gateway.registry.subscribers()
     assert isinstance(subscriber.owner, Delivery)
+    feed = gateway.registry.feeds.get(KeyRange("prefix", b"/svc/"))
+    assert feed is not None
+    feed.denied = denied
     later = gateway.clock() + LONGEST_WAIT + 1
     monkeypatch.setattr(gateway.streams, "clock", lambda: later)
     subscriber.owner.tick(later)
     await client.task
     assert '"reason":"unavailable","retry_ms":' in client.text
-    assert f'"detail":"{NO_STATE}"' in client.text
+    assert f'"detail":"{why}"' in client.text
     fake.release_ranges()
     await released(gateway, fake)
 
