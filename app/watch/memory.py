@@ -113,6 +113,8 @@ class FeedMemory:
         """
         while self.budget.lacks(size) > 0 and self._expire_oldest(holder):
             pass
+        if self.budget.lacks(size) <= 0:
+            return  # without a look at all feeds and channels
         self._reclaim_unproven(size)
         step = self._whole_step(size)
         self._reclaim_encoded(step)

@@ -128,6 +128,15 @@ def test_a_read_of_history_that_holds_nothing_goes_on() -> None:
     assert [each.aborted for each in world.feeds] == [0, 1, 0]
 
 
+def test_the_end_of_a_lingering_feed_may_be_enough() -> None:
+    """Many small channels may linger, and each event may end one: the others are not looked at for that."""
+    world = World()
+    feed = world.add("a", log=900)
+    world.lingering.append(world.add("old", log=50))
+    assert world.memory.grow(feed, world.memory.hold(), 100)
+    assert (world.given, world.passes) == (["old ends"], 0)
+
+
 def test_no_more_is_taken_than_is_needed() -> None:
     """No more is reclaimed than needed: one log drops its old end, and the other logs stay whole."""
     world = World()
@@ -234,5 +243,5 @@ def test_a_full_memory_does_not_look_at_all_feeds_for_each_event() -> None:
         busy._count()
         assert world.memory.settle(busy)
         assert world.memory.grow_encoded(busy, encoded, 150)
-    assert world.passes < 20
+    assert 0 < world.passes < 20
     assert world.memory.bytes > world.budget.limit * 9 // 10, "not much more than needed"
