@@ -57,12 +57,6 @@ class CursorResolver:
     def advance(self) -> bool:
         """Start to fetch what the reader wants. Return True if the reader should be read again at once."""
         wants = self._reader.wants
-        if wants is Wants.BACKFILL:
-            asked = self._reader.asked
-            assert asked is not None, "only a cursor can want history"
-            if not self._channel.want_backfill(asked):
-                self._reader.refuse_backfill()
-            return True
         if wants is not self._serves:
             self.stop()
             self._serves = wants
@@ -70,7 +64,13 @@ class CursorResolver:
                 self._task = spawn(self._read_linearizable(), name="stream-linearizable", died=self._failed)
             elif wants is Wants.CATCH_UP:
                 self._task = spawn(self._await_catch_up(), name="stream-catch-up", died=self._failed)
-        return False
+        if wants is not Wants.BACKFILL:
+            return False
+        asked = self._reader.asked
+        assert asked is not None, "only a cursor can want history"
+        if not self._channel.want_backfill(asked):
+            self._reader.refuse_backfill()
+        return True
 
     def stop(self) -> None:
         """Cancel the task, if there is one. Idempotent."""
@@ -94,12 +94,13 @@ class CursorResolver:
 
     async def _await_catch_up(self) -> None:
         """Give the channel time to prove that it has reached the cursor; then read the state afresh."""
-        asked = self._reader.asked
-        assert asked is not None, "only a cursor can be ahead"
         with self._awaiting_tip():
             self._wake()  # the tip may have moved before this task began
             while True:
                 await asyncio.sleep(self._sync_timeout)
+                asked = self._reader.asked
+                if asked is None:
+                    return  # another wake has resolved the cursor
                 snapshot = await self._channel.fresh_snapshot(asked)
                 if snapshot is not None:
                     self._reader.give_snapshot(snapshot)

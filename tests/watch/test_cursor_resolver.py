@@ -162,6 +162,38 @@ async def test_catch_up(case: Case) -> None:
     assert case.feed.ahead == 0
 
 
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_a_cursor_that_is_resolved_meanwhile(case: Case, turns: int) -> None:
+    """The channel reaches the cursor before the task begins, or while it waits: no state is read, and nothing fails."""
+    case.feed.snapshots = [SNAPSHOT]
+    case.reader.wants = Wants.CATCH_UP
+    case.resolver.advance()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    case.reader.asked = None
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+    assert (case.failed, case.feed.wanted, case.reader.given) == ([], [], [])
+    assert (case.tasks(), case.feed.ahead) == ([], 0)
+
+
+async def test_a_cursor_that_now_needs_history(case: Case) -> None:
+    """The log has moved past the cursor that was ahead of it: the state is not read for it any more."""
+    case.feed.snapshots = [SNAPSHOT]
+    case.feed.history = True
+    case.reader.wants = Wants.CATCH_UP
+    case.resolver.advance()
+    await asyncio.sleep(0)
+    case.reader.wants = Wants.BACKFILL
+    assert case.resolver.advance()
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+    assert (case.feed.wanted, case.reader.given) == ([7], [])
+    assert (case.tasks(), case.feed.ahead) == ([], 0)
+
+
 @pytest.mark.parametrize("wants", [Wants.LINEARIZABLE, Wants.CATCH_UP])
 async def test_the_tip_moves(case: Case, wants: Wants) -> None:
     """The reader looks at once, also if the tip moves while one task ends and the next one begins."""
