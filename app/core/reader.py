@@ -29,9 +29,6 @@ from .selection import Ranges, Selection
 from .slow_reader import SlowReaderPolicy
 from .snapshot import Snapshot
 
-# Seconds that a reader waits while no error is known: a large state, or thousands of ranges, take long.
-LONGEST_WAIT = 120.0
-
 
 class Phase(Enum):
     """The phase of a reader."""
@@ -207,20 +204,15 @@ class Reader:
             return False
         return not self._synced or self._generation != log.generation
 
-    def waits_in_vain(self, waited: float, limit: float, *, in_trouble: bool) -> bool:
-        """Whether the reader has waited so long that the stream must be closed: another replica may do better.
+    @property
+    def waits(self) -> bool:
+        """Whether the client was not sent ``synced``, and cannot be sent anything now: the stream may end so.
 
         The reader may wait for the first state, for a state after a restore, for a linearizable read, or for history.
-
-        Args:
-            waited: seconds.
-            limit: seconds; the reader may wait longer while no error is known.
-            in_trouble: etcd is out of reach, or the feed's last attempt failed.
         """
         history = self._history
         replaced = self._generation != history.log.generation and not history.joinable
-        waits = self.phase is WAITING or (not self._synced and (replaced or history.view is None))
-        return waits and waited > (limit if in_trouble else max(limit, LONGEST_WAIT))
+        return self.phase is WAITING or (not self._synced and (replaced or history.view is None))
 
     # --- reports from the shell --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import logging
 import time
 
 from .. import logs
-from ..core.errors import DeniedError, TooLargeError, UnavailableError
+from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
 from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
 from ..core.reasons import DENIALS, CloseReason
@@ -20,6 +20,7 @@ from ..watch.cursor_resolver import CursorResolver
 from ..watch.subscriber import Subscriber
 from .connection import LOOKS
 from .expiry import Expiry
+from .long_wait import wait_limit, why_unavailable
 from .sink import STUCK, Sink
 from .streams import Streams
 
@@ -45,9 +46,6 @@ DENIAL_TIMEOUT = 0.75
 NEVER = float("inf")
 # The reason of a stream that an error of ours ends.
 FAILED = "error"
-# What a client sees that has waited in vain at an etcd that answers: its compactions may defeat each read of the state,
-# for example. The log and /v1/feeds have the cause, which may name etcd's address.
-NO_STATE = "the gateway reaches etcd, but could not read the state in time"
 
 
 class Delivery:
@@ -475,8 +473,7 @@ class Delivery:
         since = self._lacks_revision_since
         if since is not None and now - since >= self._streams.settings.sync_timeout:
             return "revision-not-reached"
-        in_trouble = bool(self._channel.trouble) or self._streams.etcd.condition.state != "ready"
-        if self._reader.waits_in_vain(now - self._started, self._streams.settings.stale_after, in_trouble=in_trouble):
+        if self._reader.waits and now - self._started > wait_limit(self._streams, self._channel):
             return "unavailable"
         return None
 
@@ -494,17 +491,9 @@ class Delivery:
         else:
             retry_ms = self._streams.retry_ms(TooLargeError.retry_factor if reason == TooLargeError.close_reason else 1)
         self._check_freshness(self._streams.clock())
-        detail = self._detail() if reason == UnavailableError.close_reason else ""
+        unavailable = reason == UnavailableError.close_reason
+        detail = why_unavailable(self._streams, self._channel) if unavailable else ""
         return self._reader.close(reason, retry_ms, stale=bool(self._stale_ranges), detail=detail)
-
-    def _detail(self) -> str:
-        """Return what a client may know of the reason ``unavailable``."""
-        channel, condition = self._channel, self._streams.etcd.condition
-        if condition.state != "ready":
-            return condition.told
-        why = DeniedError.of(channel.ranges).detail if channel.denied else NO_STATE
-        goes_on = self._streams.registry.channel(channel.ranges) is channel  # otherwise it has ended for another reason
-        return why if goes_on and not channel.history.joinable else ""
 
     def _resolve_cursor(self) -> bool:
         """See ``CursorResolver.advance``."""

@@ -11,10 +11,11 @@ from starlette.types import Message
 from app.core.feed import FeedCore
 from app.core.feed_messages import Commands, FeedInput, Stop
 from app.core.keys import KeyRange
-from app.core.reader import LONGEST_WAIT, Reader
+from app.core.reader import Reader
 from app.core.state_table import InvalidTransitionError
 from app.gateway import Gateway
-from app.stream.delivery import NO_STATE, Delivery
+from app.stream.delivery import Delivery
+from app.stream.long_wait import LONGEST_WAIT, NO_STATE
 from tests.support.asgi_client import Client, released, swallow, synced
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
