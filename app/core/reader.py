@@ -79,9 +79,8 @@ class Reader:
     __slots__ = (
         "_asked", "_asked_backfill", "_blocks", "_counts", "_epoch", "_epoch_of", "_flush", "_for_gateway", "_form",
         "_generation", "_heartbeat", "_history", "_lagged", "_linearizable", "_make_policy", "_offered", "_older",
-        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_synced", "_with_state",
-        "delivered", "interval", "min_revision", "phase", "revision",
-        "told_stale", "wants",
+        "_policy", "_refused_backfill", "_representation", "_restores", "_selection", "_with_state",
+        "delivered", "interval", "min_revision", "phase", "revision", "synced", "told_stale", "wants",
     )  # fmt: skip
 
     def __init__(
@@ -126,7 +125,7 @@ class Reader:
         self._flush: FlushReader | None = None  # of the flush that is being sent
         self.min_revision = min_revision
         self._for_gateway = for_gateway
-        self._synced = False
+        self.synced = False  # whether the client's mirror is exact at ``revision`` and follows the log
         self._lagged = False
         self._epoch = ""
         self._representation = interned((form, selection.encoding, "", selection.keys_only))
@@ -138,11 +137,6 @@ class Reader:
     def asked(self) -> int | None:
         """The revision of the client's cursor, until it is known whether the cursor can be resumed."""
         return self._asked.revision if self._asked is not None else None
-
-    @property
-    def synced(self) -> bool:
-        """Whether the client's mirror is exact at ``revision`` and follows the log."""
-        return self._synced
 
     @property
     def too_slow(self) -> bool:
@@ -160,7 +154,7 @@ class Reader:
     def at_tip(self) -> bool:
         """Whether ``read`` has nothing to return for now. False does not mean that it has something."""
         log = self._history.log
-        return self._synced and self.revision >= log.tip and self._generation == log.generation
+        return self.synced and self.revision >= log.tip and self._generation == log.generation
 
     @property
     def behind(self) -> int:
@@ -171,10 +165,14 @@ class Reader:
     def lacks_since(self) -> float | None:
         """Since when the subscriber may lack a batch that it has not been sent, by the log's clock.
 
-        None if there is no such batch. None also for a reader in an older generation, because it will be reset.
+        None if there is no such batch. None also if a ``reset`` comes next, because the generation is over. If a reset
+        cannot come yet, nobody knows what the subscriber lacks: minus infinity.
         """
-        log = self._history.log
-        return self._history.lacks_since(self.revision) if self._synced and self._generation == log.generation else None
+        if not self.synced:
+            return None
+        if self._generation != self._history.log.generation:
+            return None if self._may_reset else float("-inf")
+        return self._history.lacks_since(self.revision)
 
     @property
     def flushing(self) -> bool:
@@ -192,7 +190,7 @@ class Reader:
         log = self._history.log
         if self._generation != log.generation or self.revision < log.floor:
             return None
-        if not self._synced and log.tip >= self.min_revision:
+        if not self.synced and log.tip >= self.min_revision:
             return None
         return log.flush_due(self.revision, self.interval)
 
@@ -202,17 +200,27 @@ class Reader:
         log = self._history.log
         if log.tip >= self.min_revision or not self._history.joinable:
             return False
-        return not self._synced or self._generation != log.generation
+        return not self.synced or self._generation != log.generation
 
     @property
     def waits(self) -> bool:
-        """Whether the client was not sent ``synced``, and cannot be sent anything now: the stream may end so.
+        """Whether the client was not sent ``synced``, and the channel has nothing for it: the stream may end so.
 
-        The reader may wait for the first state, for a state after a restore, for a linearizable read, or for history.
+        The reader may wait for the first state, for a state after a restore, for a linearizable read, for history, or
+        for ``min_revision``.
         """
-        history = self._history
-        replaced = self._generation != history.log.generation and not history.joinable
-        return self.phase is WAITING or (not self._synced and (replaced or history.view is None))
+        if self.phase is WAITING:
+            return True
+        if self.synced or self._may_reset:
+            return False
+        log = self._history.log
+        replaced = self._history.view is None or self._generation != log.generation
+        return replaced or (self.phase is FOLLOWING and (self.revision < log.floor or log.tip < self.min_revision))
+
+    @property
+    def _may_reset(self) -> bool:
+        """Whether the channel has a state that may replace the client's."""
+        return self._history.joinable and self._history.log.tip >= self.min_revision
 
     # --- reports from the shell --------------------------------------------------------------------------------------
 
@@ -287,7 +295,7 @@ class Reader:
 
     def heartbeat(self, *, stale: bool) -> bytes:
         """Return a sign of life: a bookmark at the reader's position, or a comment where an id is not allowed."""
-        if not self._synced:
+        if not self.synced:
             return comment(self._form, "waiting")
         members: dict[str, Hashable] = {"revision": self.revision, "state": "stale" if stale else "live"}
         return control(self._form, "bookmark", members, self._cursor())
@@ -317,9 +325,9 @@ class Reader:
 
         *detail*: more about the reason, for people.
         """
-        if self._synced and self._log_holds(self.revision) and not self.behind:
+        if self.synced and self._log_holds(self.revision) and not self.behind:
             self._reach_tip()  # progress has moved it, and wakes nobody; the client comes back with the newest cursor
-        last = self.heartbeat(stale=stale) if self._synced else b""
+        last = self.heartbeat(stale=stale) if self.synced else b""
         members: dict[str, Hashable] = {"reason": reason, "retry_ms": retry_ms} | ({"detail": detail} if detail else {})
         return last + close_event(self._form, members, retry_ms)
 
@@ -399,7 +407,7 @@ class Reader:
         self.revision = snapshot.revision
         self.phase = SNAPSHOT
         self._counting_policy().begin_snapshot()
-        self._synced = False
+        self.synced = False
         self.wants = Wants.NOTHING
         if not self._with_state and reason == "initial":
             # Nothing was lost, and the client wants no state.
@@ -432,7 +440,7 @@ class Reader:
     def _follow(self, size: int) -> bytes:
         log = self._history.log
         if self.revision < log.floor:
-            if log.tip < self.min_revision or not self._history.joinable:
+            if not self._may_reset:
                 return b""  # while the feed is in doubt, the view may be of an ended history
             policy = self._counting_policy()
             if not policy.too_slow:
@@ -461,7 +469,7 @@ class Reader:
         """Move the position as far as the log is known to be complete, because everything is sent."""
         self.revision = max(self.revision, self._history.log.tip)
         self._catch_up()
-        return b"" if self._synced else self._say_synced()
+        return b"" if self.synced else self._say_synced()
 
     def _begin_flush(self) -> bytes:
         """Begin to send all that the client lacks: the newest event of each key."""
@@ -491,7 +499,7 @@ class Reader:
         if not self._log_holds(flush.end):
             return data
         self._catch_up()
-        return data if self._synced else data + self._say_synced()
+        return data if self.synced else data + self._say_synced()
 
     def _log_holds(self, revision: int) -> bool:
         """Whether the log goes on from *revision*, which the reader has been sent or is being sent."""
@@ -517,7 +525,7 @@ class Reader:
     def _say_synced(self) -> bytes:
         if self.revision < self.min_revision:
             return b""
-        self._synced = True
+        self.synced = True
         if self.told_stale:
             self.told_stale = None  # "synced" means live to the client: the real state must be told again
         members: dict[str, Hashable] = {"revision": self.revision, "heartbeat": self._heartbeat}

@@ -12,7 +12,7 @@ import time
 from .. import logs
 from ..core.errors import TooLargeError, UnavailableError
 from ..core.freshness import STEPS, Freshness
-from ..core.reader import FOLLOWING, SNAPSHOT, WAITING, Reader, Wants
+from ..core.reader import FOLLOWING, SNAPSHOT, Reader, Wants
 from ..core.reasons import DENIALS, CloseReason
 from ..core.selection import Ranges
 from ..core.timestamps import rfc3339
@@ -58,8 +58,8 @@ class Delivery:
     __slots__ = (
         "_at_rest", "_channel", "_close_sent", "_deadline", "_expiry", "_freshness", "_greeting",
         "_heartbeat_due", "_holding", "_lacks_revision_since", "_looked_at", "_next_heartbeat", "_reader", "_resolver",
-        "_rest", "_sink", "_started", "_streams", "_subscriber", "_write_began", "_write_size", "ended", "queued",
-        "slot",
+        "_rest", "_sink", "_started", "_streams", "_subscriber", "_waits_since", "_write_began", "_write_size",
+        "ended", "queued", "slot",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, subscriber: Subscriber, reader: Reader, sink: Sink) -> None:
@@ -85,6 +85,7 @@ class Delivery:
         self._expiry: Expiry | None = None
         self._greeting = b""  # until it is written, together with what comes first
         self._holding = False  # what there is to read is held back until a flush is due
+        self._waits_since: float | None = now  # since when the channel has had nothing for the reader, at most
         self._lacks_revision_since: float | None = None  # since when the channel is below ``min_revision``
         self._rest: memoryview | None = None  # the rest of a large write
         self._write_size = 0  # bytes of the write that the sink has not finished; 0 if there is none
@@ -102,7 +103,7 @@ class Delivery:
         self._channel.notifier.add(self)
         self._greeting = self._reader.greet(streams.instance, streams.retry_ms())
         now = streams.clock()
-        self._check_revision(now)
+        self._check_waiting(now)
         # The permit may have been renewed, or withdrawn, while the head was sent.
         self._expiry = Expiry.of(self._subscriber.permit, self._streams.wall())
         if self._subscriber.closing is not None:
@@ -186,7 +187,7 @@ class Delivery:
             if self._sink.stuck(seconds):
                 self.end(STUCK)
                 return
-        self._check_revision(now)
+        self._check_waiting(now)
         if self._expiry is not None:
             self._expiry.look(self._streams.wall())
         closing = self._subscriber.closing
@@ -231,8 +232,8 @@ class Delivery:
             when = min(when, now + self._streams.settings.send_timeout / LOOKS)
         if self._freshness.stale:
             when = min(when, now + self._streams.settings.stale_after / STEPS)
-        if self._reader.phase is WAITING:
-            when = min(when, max(self._started + self._streams.settings.stale_after, now + WAITING_LOOK))
+        if self._waits_since is not None:
+            when = min(when, max(self._waits_since + self._streams.settings.stale_after, now + WAITING_LOOK))
         if self._holding and self._sink.ready:
             # The notifier does not wake this stream, so also look whether a reset or a status must be sent.
             when = min(when, self._reader.flush_due or now, now + HOLDING_LOOK)
@@ -342,6 +343,8 @@ class Delivery:
                     if reader.too_slow:
                         subscriber.closing = "too-slow"
                     elif not self._resolve_cursor():
+                        if not reader.at_tip:
+                            self._check_waiting(self._streams.clock())
                         return
                     continue
             if len(data) > WRITE_SIZE:
@@ -364,8 +367,8 @@ class Delivery:
         reader = self._reader
         due = self._due
         # A subscriber that lacks something gets "stale" before it gets what it lacks; any other subscriber gets
-        # "stale" after its events. A subscriber of an older generation gets `reset` first, not "stale",
-        # because no id may follow events that it does not fit.
+        # "stale" after its events. A subscriber of an older generation gets `reset` first if one can come, not
+        # "stale", because no id may follow events that it does not fit.
         first = due and reader.lacks_since is not None
         said = self._status_and_bookmark() if first else self._greeting
         said += self._read_when_due() if reader.interval else reader.read(WRITE_SIZE)
@@ -437,12 +440,16 @@ class Delivery:
         if freshness.stale and not was_stale:
             self._set_timer(now)
 
-    def _check_revision(self, now: float) -> None:
-        """While the channel is below ``min_revision``, let it request progress."""
-        lacks = self._reader.lacks_revision
+    def _check_waiting(self, now: float) -> None:
+        """Note since when the reader waits. While the channel is below ``min_revision``, let it request progress."""
+        waits, lacks = self._reader.waits, self._reader.lacks_revision
+        if waits != (self._waits_since is not None):
+            self._waits_since = now if waits else None
+            self._set_timer(now)
         if lacks != (self._lacks_revision_since is not None):
             self._lacks_revision_since = now if lacks else None
             (self._channel.await_tip if lacks else self._channel.ignore_tip)(self)
+            self._set_timer(now)
 
     def _slice(self) -> memoryview:
         rest = self._rest
@@ -473,7 +480,8 @@ class Delivery:
         since = self._lacks_revision_since
         if since is not None and now - since >= self._streams.settings.sync_timeout:
             return "revision-not-reached"
-        if self._reader.waits and now - self._started > wait_limit(self._streams, self._channel):
+        since = self._waits_since
+        if since is not None and now - since > wait_limit(self._streams, self._channel):
             return "unavailable"
         return None
 

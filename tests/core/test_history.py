@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.cursor import Cursor
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore, State
 from app.core.feed_messages import Compacted, Created, SnapshotFailed, SnapshotTaken, TakeSnapshot
@@ -17,7 +18,7 @@ from app.core.log import Bounds
 from app.core.reader import Phase, Reader
 from app.core.snapshot import Snapshot
 from app.core.state_table import InvalidTransitionError
-from tests.core.test_reader import live, put, reader, say, words
+from tests.core.test_reader import EPOCH, live, put, reader, say, words
 
 LIVE = Snapshot.of(100, [put(90, b"/a/90"), put(95, b"/a/95")])
 NEWS = [put(150, b"/a/new")]
@@ -222,6 +223,43 @@ def test_a_feed_in_doubt_gives_no_state_to_who_lags() -> None:
     core.history.log.reclaim(1 << 30)
     assert behind.revision < core.history.log.floor
     assert read_all(behind) == []
+
+
+def test_who_has_resumed_and_lags_in_doubt_is_told_in_the_end() -> None:
+    """The log has forgotten what a slow client lacks, and no state may replace it. The client has no ``synced`` yet."""
+    core = live(put(5, b"/a/1"))
+    say(core, 101, 102)
+    resumed = reader(core, Cursor(EPOCH, 100))
+    assert words(resumed.read(1)) == ["put@101"]
+    core.handle(Compacted(120), 0.0)
+    waits = [resumed.waits]
+    core.history.log.trim(10_000.0)
+    assert read_all(resumed) == []
+    waits.append(resumed.waits)
+    core.handle(Created(150), 0.0)
+    take(core)
+    waits.append(resumed.waits)
+    assert waits == [False, True, False]
+    assert read_all(resumed)[0] == "reset:compacted"
+
+
+@pytest.mark.parametrize("reclaimed", [False, True])
+def test_a_mirror_of_a_replaced_state_is_not_live(reclaimed: bool) -> None:
+    """The feed has started anew, and comes into doubt again before the reader was read. A reset cannot come yet."""
+    core = live(put(5, b"/a/1"))
+    one = reader(core)
+    read_all(one)
+    core.handle(Compacted(120), 0.0)
+    core.handle(Created(150), 0.0)
+    lacks = [one.lacks_since]
+    take(core)
+    lacks.append(one.lacks_since)
+    core.handle(Compacted(9999), 0.0)
+    if reclaimed:
+        core.history.reclaim_view()
+    assert read_all(one) == []
+    lacks.append(one.lacks_since)
+    assert lacks == [None, None, float("-inf")]
 
 
 DOUBT, CREATED, TAKE = "the feed is in doubt", "its next watch is created", "its next state is read"

@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, precondition, rule
 from app.core.cursor import Cursor, parse_cursor
 from app.core.events import Batch, Delete
 from app.core.feed import FeedCore
-from app.core.feed_messages import Batches, Progress
+from app.core.feed_messages import Batches, Progress, Restored
 from app.core.log import Bounds
 from app.core.reader import Phase, Reader, Wants
 from app.core.slow_reader import SlowReaderPolicy
@@ -382,11 +382,38 @@ def test_a_restore_below_the_revision_is_not_shown() -> None:
     everything(one)
     restore(core, put(40), revision=50)
     assert everything(one) == b""
-    assert one.lacks_revision
+    assert (one.lacks_revision, one.synced, one.waits) == (True, True, False)
+    assert one.lacks_since == float("-inf"), "its mirror is of an ended history: it is not live"
     core.handle(Progress(95, trusted=True), 0.0)
 
     assert words(everything(one)) == ["reset:restored", "put@40", "synced@95"]
     assert resets(one) == ["initial", "restored"]
+
+
+@pytest.mark.parametrize(("revision", "waits"), [(101, False), (110, True)])
+def test_a_resume_whose_revision_cannot_come_is_told_in_the_end(revision: int, waits: bool) -> None:
+    """The feed comes into doubt when all is sent, so it is not known whether the revision has been reached."""
+    core = live(put(90))
+    say(core, 101)
+    one = reader(core, Cursor(EPOCH, 100), interval=0.0, min_revision=revision)
+    assert words(one.read(PLENTY)) == ["put@101"]
+    core.handle(Restored(), 0.0)
+    assert (one.waits, one.lacks_revision) == (waits, False)
+
+    assert words(everything(one)) == ([] if waits else ["synced@101"])
+
+
+@pytest.mark.parametrize("cursor", [None, Cursor(EPOCH, 100)])
+def test_who_waits_for_a_revision_waits_whatever_the_feed_does(cursor: Cursor | None) -> None:
+    """Otherwise a feed that is in doubt now and then would let the stream wait for ever."""
+    core = live(put(90))
+    one = reader(core, cursor, interval=0.0, min_revision=110)
+    waits = []
+    for happens in (lambda: None, lambda: core.handle(Restored(), 0.0), lambda: restore(core, revision=50)):
+        happens()
+        assert everything(one) == b""
+        waits.append(one.waits)
+    assert waits == [True, True, True]
 
 
 def test_a_flush_that_only_its_reader_holds_has_a_rate() -> None:
