@@ -531,6 +531,7 @@ class Reader:
         members: dict[str, Hashable] = {"revision": self.revision, "heartbeat": self._heartbeat}
         if self._for_gateway and self._history.stale:
             members["state"] = "stale"  # `status` follows, but a gateway below must not be live until it comes
+            self.told_stale = None
         if self._for_gateway and self._history.ended_revision:
             members["ended_revision"] = self._history.ended_revision  # the gateway below may have missed the restore
         return control(self._form, "synced", members, self._cursor())

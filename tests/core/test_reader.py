@@ -753,6 +753,18 @@ def test_a_stream_that_begins_stale_says_so_at_once() -> None:
         assert synced == {"type": "synced", "revision": 100, "heartbeat": 15, **state, "cursor": "00000001-100"}
 
 
+def test_who_was_told_stale_by_synced_is_told_live() -> None:
+    """etcd comes back before ``status`` has said that the stream is stale: for the gateway below it is, by then."""
+    core = live()
+    core.history.note_staleness(5.0, None)
+    edge, client = reader(core, for_gateway=True), reader(core)
+    for one in (edge, client):
+        one.read(PLENTY)
+    core.history.note_staleness(None, None)
+    assert parse(edge.tell_staleness((), None)) == [{"type": "status", "state": "live", "ranges": ["prefix=/a/"]}]
+    assert (edge.tell_staleness((), None), client.tell_staleness((), None)) == (b"", b"")
+
+
 def test_the_last_words() -> None:
     """The last messages tell the position, if there is one, the reason of the end, and when to reconnect."""
     one = reader(live())
