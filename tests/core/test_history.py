@@ -6,7 +6,7 @@ import contextlib
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.cursor import Cursor
@@ -264,16 +264,20 @@ def test_a_mirror_of_a_replaced_state_is_not_live(reclaimed: bool) -> None:
 
 DOUBT, CREATED, TAKE = "the feed is in doubt", "its next watch is created", "its next state is read"
 ANEW = (DOUBT, CREATED, TAKE)
-ALONE = (DOUBT, CREATED, TAKE, "reclaim", "shed", "write", "join", "read little", "read all")
+ALONE = (DOUBT, CREATED, TAKE, "reclaim", "shed", "age", "write", "join", "resume", "await", "read little", "read all")
 STEPS = st.one_of(
     st.sampled_from(ALONE).map(lambda one: (one,)),
-    st.sampled_from((ANEW, (DOUBT, CREATED, "reclaim", TAKE), (*ANEW, DOUBT))),
+    st.sampled_from((ANEW, (DOUBT, CREATED, "reclaim", TAKE), (*ANEW, DOUBT), ("write", "write", "resume", DOUBT))),
 )
 
 
+@settings(max_examples=settings().max_examples * 10)  # each is short
 @given(st.lists(STEPS, max_size=12))
 def test_what_is_called_complete_is_the_newest_state(steps: list[tuple[str, ...]]) -> None:
-    """Whatever happens to the feed between two reads: at ``synced`` a client has all of the feed's newest state."""
+    """Whatever happens to the feed between two reads: at ``synced`` a client has all of the feed's newest state.
+
+    A client that gets nothing more is up to date, or it is told the opposite, now or in the end.
+    """
     core = live(put(5, b"/a/1"), put(6, b"/a/2"), put(7, b"/a/3"))
     states = {100: {5, 6, 7}}
     began = tip = 100
@@ -297,12 +301,16 @@ def test_what_is_called_complete_is_the_newest_state(steps: list[tuple[str, ...]
                     each.drop_snapshot()
             elif step == "shed":
                 core.history.log.reclaim(1 << 30)
-            elif step == "join":
-                readers.append(reader(core))
-                mirrors.append(set())
+            elif step == "age":
+                core.history.log.trim(10_000.0)
+            elif step in ("join", "resume", "await"):
+                cursor = None if step == "join" else Cursor(EPOCH, began)
+                readers.append(reader(core, cursor, min_revision=tip + 1 if step == "await" else 0))
+                readers[-1].refuse_backfill()
+                mirrors.append(set() if cursor is None else set(states[began]))
         if core.history.view is not None:
             states[tip] = {item.mod_revision for item in core.history.view.snapshot(tip).items}
-        size = {"join": 1, "read little": 1, "read all": 1 << 20}.get(step)
+        size = {"join": 1, "resume": 1, "await": 1, "read little": 1, "read all": 1 << 20}.get(step)
         for each, mirror in zip(readers, mirrors, strict=True):
             for word in words(each.read(size)) if size else ():
                 kind, _, number = word.partition("@")
@@ -313,3 +321,6 @@ def test_what_is_called_complete_is_the_newest_state(steps: list[tuple[str, ...]
                 elif kind == "synced":
                     assert int(number) >= began, "the state was replaced"
                     assert mirror >= states[int(number)], "a part is missing"
+    for each in readers:
+        read_all(each)
+        assert each.at_tip or each.waits or each.lacks_revision or each.lacks_since is not None

@@ -85,6 +85,7 @@ def reader(
     snapshot: bool = True,
     heartbeat: float = 15.0,
     for_gateway: bool = False,
+    min_revision: int = 0,
 ) -> Reader:
     """A reader as the stream makes it."""
     return Reader(
@@ -97,6 +98,7 @@ def reader(
         snapshot=snapshot,
         heartbeat=heartbeat,
         for_gateway=for_gateway,
+        min_revision=min_revision,
     )
 
 
