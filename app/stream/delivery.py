@@ -246,14 +246,18 @@ class Delivery:
         """See ``SubscriberOwner``."""
         self._at_rest = False
         reason = self._subscriber.closing
-        assert reason is not None, "called only after the reason is set"
-        now = self._streams.clock()
+        if reason not in DENIALS:
+            self._streams.leaves.give(self._look)  # a channel that fails closes thousands together
+            return
         try:
-            self._begin_close(reason, now)
+            self._begin_close(reason, self._streams.clock())
         except Exception as error:
             self.end(FAILED, error)
+        self._look()
+
+    def _look(self) -> None:
         self.wake()
-        self._set_timer(now)
+        self._set_timer(self._streams.clock())
 
     def on_bookmark_due(self) -> bool:
         """See ``SubscriberOwner``. If something is lacking, a bookmark may come before it, and not after it."""
@@ -277,8 +281,7 @@ class Delivery:
         """See ``SubscriberOwner``."""
         self._at_rest = False
         self._expiry = Expiry.of(self._subscriber.permit, self._streams.wall())
-        self.wake()  # the notice may be due at once
-        self._set_timer(self._streams.clock())
+        self._look()  # the notice may be due at once
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,15 @@ from itertools import pairwise
 
 import pytest
 
+from app.core.keys import KeyRange
+from app.core.reasons import CloseReason
 from app.gateway import Gateway
 from app.main import create_app
 from app.stream.transport import EXTENSION
 from app.stream.turns import JOINS, LEAVES, Turns
 from tests.stream.test_sink import Transport
-from tests.support.asgi_client import Client, synced
+from tests.support.asgi_client import Client, released, synced
+from tests.support.fake_etcd import FakeEtcd
 from tests.support.waiting import eventually
 
 
@@ -150,6 +153,24 @@ async def test_streams_that_lose_their_clients_together_end_in_turns(gateway: Ga
 
     assert left == [LEAVES + 2, 2, 1]
     assert gateway.streams.counters.closed == {"client": len(transports)}
+
+
+@pytest.mark.parametrize(("reason", "left"), [("too-large", LEAVES + 1), ("unavailable", LEAVES + 1), ("revoked", 0)])
+async def test_streams_whose_channel_fails_end_in_turns(
+    gateway: Gateway, fake: FakeEtcd, reason: CloseReason, left: int
+) -> None:
+    """There may be thousands. Who may not read on does not wait for a turn."""
+    transports = [Transport() for _ in range(2 * LEAVES + 1)]
+    await joined(gateway, transports)
+    gateway.registry.channels.feed_failed([(KeyRange("prefix", b"/svc/"),)], reason)
+    assert len(gateway.registry.readers()) == left
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert gateway.registry.readers() == []
+    assert gateway.streams.counters.closed == {reason: len(transports)}
+    assert all(b'"close"' in each.written for each in transports)
+    await released(gateway, fake)
 
 
 @pytest.mark.usefixtures("live")
