@@ -21,8 +21,8 @@ NOWHERE = "http://127.0.0.1:1"
 OF_THE_HUB = {
     "build_info", "channels_max", "etcd_history_watchers", "etcd_ranges", "etcd_reconnects", "etcd_revision", "etcd_up",
     "etcd_watch_streams", "etcd_watch_streams_max", "etcd_watchers", "events", "feed_bytes_max", "feeds",
-    "feeds_lingering", "feeds_max", "feeds_stale", "feeds_started", "keys", "pins", "pins_unavailable",
-    "staleness_seconds", "subscribers", "subscribers_max", "tier",
+    "feeds_lingering", "feeds_max", "feeds_stale", "feeds_started", "keys", "pins", "staleness_seconds",
+    "subscribers", "subscribers_max", "tier",
 }  # fmt: skip
 
 

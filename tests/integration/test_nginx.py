@@ -163,9 +163,9 @@ async def test_a_read_timeout_below_the_heartbeat_cuts(etcd: EmbeddedEtcd, kv: E
         nginx(tmp_path / "nginx", [server.base], short) as front,
     ):
         async with returning(front.base, "prefix=/svc/", 1) as (client,):
-            # A stream whose state takes longer than the timeout is cut, too. Then the state would bring the first change.
+            # A stream whose state takes longer than the timeout is cut. Then the state would bring the first change.
             await eventually(lambda: _holds(client, 1))
-            written = []
+            written: list[int] = []
             for _ in range(3):
                 await eventually(functools.partial(_cut, client, client.cuts + 1))
                 written.append(await kv.put("/svc/a", str(len(written))))

@@ -70,7 +70,7 @@ class Stream:
         self.awaits_tip: list[object] = []
         self.turns: list[Delivery] = []
         channel = SimpleNamespace(
-            history=self.core.history, notifier=Notifier(), stale_ranges=(), stale_since=None, trouble="",
+            history=self.core.history, notifier=Notifier(), stale_ranges=(), stale_since=None, trouble="", denied=False,
             ranges=RANGES, await_tip=self.awaits_tip.append, ignore_tip=self.awaits_tip.remove,
         )  # fmt: skip
         self.subscriber = Subscriber(cast("Channel", channel), "", "", "", 0.0, lambda _subscriber: None)

@@ -25,7 +25,7 @@ from app.core.selection import Selection
 from app.core.witnessed_history import ROUNDING
 from app.etcd.reads import RANGE_TIMEOUT, REVISION_INTERVAL
 from app.etcd.upstream import CONNECT_TIMEOUT
-from app.tier.client import Answer
+from app.tier.client import Answer, Begin, at_once
 from app.tier.upstream import GatewayUpstream
 from tests.support.waiting import HANG, eventually, soon
 from tests.tier.scripted import CLUSTER, Answered, Asked, Scripted, epoch_of, position, scripted, upstream
@@ -500,9 +500,9 @@ async def test_an_upstream_has_the_time_that_its_answers_may_take(root: Scripted
     given: dict[str, float] = {}
 
     class Upstream(GatewayUpstream):
-        async def _get(self, path: str, query: str, seconds: float, url: str) -> Answer:
+        async def _get(self, path: str, query: str, seconds: float, url: str, begin: Begin = at_once) -> Answer:
             given[query] = seconds
-            return await super()._get(path, query, seconds, url)
+            return await super()._get(path, query, seconds, url, begin)
 
     async with upstream(root.url, made=Upstream) as above:
         await condition(above, "ready")
