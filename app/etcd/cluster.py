@@ -121,7 +121,8 @@ class Cluster:
         of its range has no other sign of such a restore.
 
         A member that has caught up by a snapshot of the raft log reports the applied index and the raft term from
-        before the snapshot until it applies its next entry. So neither proves a restore then.
+        before the snapshot until it applies its next entry (seen with 3.4.23, 3.5.1 and 3.5.16). So neither proves a
+        restore then.
         """
         found = HistoryProgress(0, 0, 0)
         if header is not None:

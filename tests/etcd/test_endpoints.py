@@ -14,20 +14,25 @@ from urllib.parse import urlsplit
 import pytest
 from aetcd import rpc
 
+from app.core.keys import KeyRange
 from app.dev.etcd import Place, choose_places
 from tests.etcd.conftest import says, values
 from tests.integration.test_faults import all_hold, follow
 from tests.support.connections import serving
-from tests.support.embedded import EmbeddedCluster
-from tests.support.etcd import etcd_client
+from tests.support.embedded import EmbeddedCluster, EmbeddedEtcd
+from tests.support.etcd import EtcdClient, etcd_client
 from tests.support.gateway import QUICK, gateway, start
 from tests.support.proxy import proxy
 from tests.support.secure import SecureEtcd, plain_channel
+from tests.support.upstream import connecting
 from tests.support.versions import Candidate
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, soon
 
 pytestmark = pytest.mark.etcd
 
+RANGE = KeyRange("prefix", b"/svc/")
+# A member keeps this many entries of the raft log for others (--experimental-snapshot-catchup-entries of later etcds).
+KEPT_ENTRIES = 5000
 FAST = {"GATEWAY_STALE_AFTER": "500ms"}  # the gateway accepts another cluster after six times that
 
 
@@ -213,6 +218,54 @@ async def test_a_member_without_leader(candidate: Candidate) -> None:
             await eventually(lambda: says(server, "down", "no leader"))
             await two.restart(wait=False)
             await eventually(lambda: says(server, "ready"))
+
+
+@pytest.mark.slow
+@pytest.mark.one_etcd
+async def test_a_member_that_has_caught_up_by_a_snapshot(candidate: Candidate) -> None:
+    """It has applied no entry since, so it reports the applied index from before. It is not restored, and its data is
+    right.
+    """
+    # A member that wakes up must not cause an election: the new leader's entry would be the next one that it applies.
+    args = ["--snapshot-count=100", "--pre-vote"]
+    restored: list[None] = []
+    async with EmbeddedCluster(3, folder=candidate.folder, args=args) as cluster:
+        leader = await cluster.leader()
+        late, next_leader = (member for member in cluster.members if member is not leader)
+        late.sigstop()
+        async with etcd_client(leader.endpoint) as kv:
+            status = await next_leader.status()
+            assert status is not None
+            await kv.maintenance.MoveLeader(rpc.MoveLeaderRequest(targetID=status.header.member_id))
+            await put_often(kv, KEPT_ENTRIES + 200)
+        async with proxy(next_leader.endpoint) as between, connecting(between.endpoint, late.endpoint) as upstream:
+            upstream.on_restored(lambda: restored.append(None))
+            await soon(lambda: upstream.condition.state == "ready")
+            known = upstream.highest_revision
+            late.sigcont()
+            await eventually(lambda: has_committed(late, upstream._cluster.applied))
+            status = await late.status()
+            assert status is not None
+            assert status.raftAppliedIndex < upstream._cluster.applied
+            between.cut()
+            await soon(lambda: (upstream.condition.endpoint, upstream.condition.state) == (late.endpoint, "ready"))
+            assert await upstream.revision(RANGE) == known
+            async with etcd_client(next_leader.endpoint) as kv:
+                written = await kv.put("/svc/a", "later")
+            assert await upstream.revision(RANGE) == written
+    assert restored == []
+
+
+async def put_often(kv: EtcdClient, times: int) -> None:
+    """Put a key again and again. Each time is an entry of the raft log."""
+    for _ in range(0, times, 100):
+        await asyncio.gather(*(kv.put("/svc/a", "early") for _ in range(100)))
+
+
+async def has_committed(member: EmbeddedEtcd, index: int) -> bool:
+    """Whether the member knows that the cluster has committed the raft log up to *index*."""
+    status = await member.status()
+    return status is not None and status.raftIndex >= index
 
 
 async def test_a_learner(candidate: Candidate) -> None:
