@@ -1,4 +1,4 @@
-"""``python -m app.workers LINK PASSED HUB``: the process of one worker. The hub starts it, with two inherited sockets.
+"""``python -m app.workers HUB LINK PASSED``: the process of one worker. The hub starts it, with two inherited sockets.
 
 HUB is the path of the Unix socket at which the hub serves.
 """
@@ -16,11 +16,12 @@ def entry() -> int:
     """Run the worker and return the exit status. Signals are handled before the imports, which take half a second."""
     stdio.make_usable()
     SIGNALS.install()
-    link, passed = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
+    path, *numbers = sys.argv[1:]
+    link, passed = (socket.socket(fileno=int(word)) for word in numbers)
     try:
         from .worker import main
 
-        return main(link, passed, sys.argv[3])
+        return main(link, passed, path)
     finally:
         SIGNALS.ignore()
 

@@ -88,7 +88,7 @@ class WorkerProcess:
         # A worker imports from where the hub does. `-m` alone looks in the current directory first.
         options = ["-P", *(f"-W{option}" for option in sys.warnoptions)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        words = [sys.executable, *options, "-m", MODULE, str(their_link.fileno()), str(their_passed.fileno()), path]
+        words = [sys.executable, *options, "-m", MODULE, path, str(their_link.fileno()), str(their_passed.fileno())]
         try:
             # Not by the event loop, which forks. gRPC's fork handlers then run in both processes, and the hub died of a
             # segmentation fault. This way the kernel suspends the hub until the new program runs (vfork).

@@ -158,11 +158,11 @@ class ForkedWorker:
     def __init__(
         self, command: list[str], *, pass_fds: Sequence[int], env: Mapping[str, str], **_standard: object
     ) -> None:
-        module = command[command.index("-m") + 1]
+        words = command[command.index("-m") + 1 : -len(pass_fds)]  # the fork has other descriptors
         output, output_in = os.pipe()
         self._status, status_in = os.pipe()
         try:
-            order = json.dumps([[module], dict(env), False]).encode()
+            order = json.dumps([words, dict(env), False]).encode()
             socket.send_fds(_ASKS[0], [order], [output_in, status_in, *pass_fds])
         finally:
             os.close(output_in)

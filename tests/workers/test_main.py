@@ -21,7 +21,7 @@ async def test_a_worker_ends_with_its_hub(tmp_path: Path) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     theirs = [pair[1].fileno() for pair in pairs]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "app.workers", *map(str, theirs), str(path)),
+        *(sys.executable, "-W", "error", "-m", "app.workers", str(path), *map(str, theirs)),
         pass_fds=theirs,
         stderr=asyncio.subprocess.PIPE,
     )
