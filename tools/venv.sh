@@ -15,13 +15,16 @@ top=$(pwd -P)
 # Background jobs of a script ignore Ctrl-C.
 fetching=
 half=
-# shellcheck disable=SC2086  # no word for a job that does not run
-trap 'kill $fetching $half 2>/dev/null || :' EXIT
+halves=
+# shellcheck disable=SC2086  # no word for what there is not
+trap 'kill $fetching $half 2>/dev/null || :; wait $half || :; rm -rf $halves' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes"
+
 install() {
-    "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --require-hashes "$@"
+    $pip "$@"
 }
 
 fetch_etcd() {  # in the background, with this Python: these versions, or all that the tests run with
@@ -66,16 +69,15 @@ locked() {  # the build backends first, so that a package without a wheel (etcd3
     # package.
     halves=$(mktemp -d)
     awk -v folder="$halves" '/^[^ #]/ { number++ } { print > (folder "/" number % 2) }' "$1"
-    half_of_lock 0 &
+    # Not a function: the job must be pip itself, which is killed if this script ends.
+    options="--no-compile --no-build-isolation --use-pep517 --no-deps"
+    # shellcheck disable=SC2086  # words
+    $pip $options -r "$halves/0" &
     half=$!
-    half_of_lock 1
+    # shellcheck disable=SC2086  # words
+    $pip $options -r "$halves/1"
     wait "$half"
     half=
-    rm -r "$halves"
-}
-
-half_of_lock() {
-    install --no-compile --no-build-isolation --use-pep517 --no-deps -r "$halves/$1"
 }
 
 case "$what" in
