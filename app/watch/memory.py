@@ -11,9 +11,10 @@ from ..core.budget import Budget, Hold, Use
 # would be encoded anew.
 ENCODED_SHARE = 8
 # To find what can be spared, all feeds and channels are looked at: 2 ms for 2,000 channels. One event lacks some
-# hundred bytes. So at least this part of the budget is freed at a time, and the next events find room. Logs lose by
-# that only what these events would evict.
-STEPS = 128
+# hundred bytes. So logs give at least this part of the budget at a time, and the next events find room. But what all
+# logs hold may be less than that, and readers that are a little behind need it: logs give no more than SPARED of it
+# beyond what is lacking.
+STEPS, SPARED = 128, 16
 
 
 class Holder(Protocol):
@@ -98,12 +99,7 @@ class FeedMemory:
             return True
         if size + sum(other.encoded_bytes for other in self._holders()) > self.budget.limit // ENCODED_SHARE:
             return False
-        return hold.grow(size, lambda more: self._reclaim_logs(self._whole_step(more), but=holder))
-
-    def _whole_step(self, size: int) -> int:
-        """Return *size*, or more if less than a step is lacking for it. If nothing is lacking, return *size*."""
-        lacks = self.budget.lacks(size)
-        return size + max(0, self.budget.limit // STEPS - lacks) if lacks > 0 else size
+        return hold.grow(size, lambda more: self._reclaim_logs(more, but=holder))
 
     def _make_room_for(self, holder: Holder, size: int) -> None:
         """Free *size* bytes for *holder*, from what can be spared most to what can be spared least.
@@ -116,11 +112,10 @@ class FeedMemory:
         if self.budget.lacks(size) <= 0:
             return  # without a look at all feeds and channels
         self._reclaim_unproven(size)
-        step = self._whole_step(size)
-        self._reclaim_encoded(step)
+        self._reclaim_encoded(size)
         if self.budget.lacks(size) > 0:
             holder.reclaim_view()
-        self._reclaim_logs(step)
+        self._reclaim_logs(size)
         for answer in self.budget.holds(Use.ANSWER):
             if self.budget.lacks(size) > 0 and not answer.outside:
                 answer.revoke()
@@ -128,9 +123,8 @@ class FeedMemory:
     def _make_room_for_requests(self, size: int) -> None:
         """Free *size* bytes for pages and REST answers, from what they may take from feeds."""
         self._reclaim_unproven(size)
-        step = self._whole_step(size)
-        self._reclaim_encoded(step)
-        self._reclaim_logs(step)
+        self._reclaim_encoded(size)
+        self._reclaim_logs(size)
 
     def _reclaim_unproven(self, size: int) -> None:
         for holder in sorted(self._holders(), key=lambda held: -held.unproven_bytes):
@@ -144,7 +138,13 @@ class FeedMemory:
                 break
 
     def _reclaim_logs(self, size: int, *, but: Holder | None = None) -> None:
-        for holder in sorted(self._holders(), key=lambda held: -held.log_bytes):
+        lacks = self.budget.lacks(size)
+        if lacks <= 0:
+            return
+        holders = sorted(self._holders(), key=lambda held: -held.log_bytes)
+        step = min(self.budget.limit // STEPS, sum(holder.log_bytes for holder in holders) // SPARED)
+        size += max(0, step - lacks)
+        for holder in holders:
             lacks = self.budget.lacks(size)
             if lacks <= 0:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.core.budget import Budget, Use
-from app.watch.memory import ENCODED_SHARE, FeedMemory, Holder
+from app.watch.memory import ENCODED_SHARE, SPARED, FeedMemory, Holder
 
 
 class StubFeed:
@@ -245,3 +245,24 @@ def test_a_full_memory_does_not_look_at_all_feeds_for_each_event() -> None:
         assert world.memory.grow_encoded(busy, encoded, 150)
     assert 0 < world.passes < 20
     assert world.memory.bytes > world.budget.limit * 9 // 10, "not much more than needed"
+
+
+def test_small_logs_are_not_emptied_for_an_event() -> None:
+    """Views may hold nearly everything. What is freed for the next events is little then, or every reader that is a
+    batch behind would be reset.
+    """
+    world = World(1 << 20)
+    pin = world.add("pin")
+    pin.view_bytes = (1 << 20) - 4 * 1000
+    pin._count()
+    feeds = [world.add(name, log=1000) for name in "abcd"]
+    assert world.memory.grow(feeds[0], world.memory.hold(), 100)
+    assert sum(feed.log_bytes for feed in feeds) >= 4000 - 100 - 4000 // SPARED
+
+
+def test_logs_give_nothing_if_encoded_data_is_enough() -> None:
+    """Encoded data is encoded again; history is lost."""
+    world = World(1 << 20)
+    feed = world.add("a", encoded=500, log=(1 << 20) - 500)
+    assert world.memory.grow(feed, world.memory.hold(), 100)
+    assert world.given == ["a encoded"]
