@@ -105,8 +105,8 @@ class Log(AlwaysTrue):
         self.tip = 0
         self._start = 0  # the revision at which the generation began
         self._edge = 0  # nothing up to here may be held: see ``forget``
-        # The newest revision of this generation that a bound of size has evicted; 0 if none. History below it would be
-        # evicted again at once: already what came after it does not fit.
+        # The newest revision of this generation that a bound of size has evicted; 0 if none, or if batches have left
+        # for another reason since. History below it would be evicted again at once: the log is still full.
         self.overfull = 0
         self.bytes = 0
         self.may_keep: MayKeep = keep_all
@@ -176,11 +176,11 @@ class Log(AlwaysTrue):
         while count - drop > 1 and (count - drop > bounds.batches or size > bounds.bytes):
             size -= self._entries[drop].size
             drop += 1
-        if drop:
-            self.overfull = self._revisions[drop - 1]
+        overfull = self._revisions[drop - 1] if drop else self.overfull
         while drop < count and now - self._entries[drop].at > bounds.age:
-            drop += 1
+            drop, overfull = drop + 1, 0
         self._evict(drop)
+        self.overfull = overfull
 
     def reclaim(self, size: int) -> int:
         """Evict the oldest batches until *size* bytes are free, but keep the newest. Return the bytes freed."""
@@ -189,13 +189,14 @@ class Log(AlwaysTrue):
             freed += self._entries[drop].size
             drop += 1
         self._evict(drop)
+        self.overfull = 0
         return freed
 
     def clear(self) -> int:
         """Drop all batches, and keep the position. Return the bytes freed."""
         freed = self.bytes
         self._evict(len(self._entries))
-        self.floor = self.tip
+        self.floor, self.overfull = self.tip, 0
         return freed
 
     def forget(self, revision: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -231,6 +232,22 @@ def test_history_that_does_not_fit_loses_its_old_end() -> None:
     log.prepend([batch(3), batch(5), batch(7), batch(9), batch(12)], 2, 0.0)
     assert [item.revision for item in log.after(log.floor, EVERYTHING)] == [7, 9, 11]
     assert (log.floor, log.covers(5), log.covers(4)) == (5, True, False)
+
+
+@pytest.mark.parametrize(
+    "make_room",
+    [lambda log: log.reclaim(1), lambda log: log.clear(), lambda log: log.trim(1000.0), lambda log: log.restart(20)],
+    ids=["reclaimed", "cleared", "aged", "restarted"],
+)
+def test_a_log_is_overfull_until_something_else_makes_room(make_room: Callable[[Log], object]) -> None:
+    """Frames count, too, and go with their batches: history may fit again."""
+    log = Log(Bounds(batches=3))
+    log.restart(10)
+    for revision in range(11, 16):
+        log.append(batch(revision), 0.0)
+    assert (log.overfull, log.floor) == (12, 12)
+    make_room(log)
+    assert log.overfull == 0
 
 
 # --- encoded bytes are kept only while there is room, and are the same in both cases ----------------------------------
