@@ -363,6 +363,7 @@ class Feed:
             case CloseWatch():
                 self._close_watch()
             case TakeSnapshot():
+                self.denied = False  # the watch is created; the state may fail for another reason
                 self._scope.spawn(self._take_snapshot())
             case Probe(revision):
                 self._scope.spawn(self._probe(revision))

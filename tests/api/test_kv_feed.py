@@ -324,6 +324,7 @@ async def test_no_permission_in_time(gateway: Gateway, fake: FakeEtcd, http: htt
     with await FeedReads(gateway).subscribe(parse(query.encode())):
         feed = gateway.registry.feeds.get(KeyRange("prefix", b"/svc/"))
         assert feed is not None
+        await fake.until(lambda: fake.ranges_in_flight == query.count("="))
         feed.denied = True
         answer = await read(http, query, 502)
 

@@ -9,7 +9,7 @@ import pytest
 from app.core.backoff import DENIED, Backoff
 from app.core.budget import Hold, Use
 from app.core.events import Batch, KeyValue
-from app.core.feed_messages import Batches, Lost, Progress, Refused, RetryDue, StreamKind, WatchCallback
+from app.core.feed_messages import Batches, Created, Lost, Progress, Refused, RetryDue, StreamKind, WatchCallback
 from app.core.keys import KeyRange
 from app.watch.memory import Holder
 from app.watch.subscriber import Subscriber
@@ -248,5 +248,7 @@ async def test_a_denied_watch_is_tried_again_less_often(
         feed.handle(RetryDue())
     assert delays[:3] == [0.05, 0.1, 0.2]
     assert delays[-1] == cap
+    feed._from_watch(Created(1))
+    assert not feed.denied, "the role was granted, though the state is not read yet"
     subscriber.release()
     await world.empty()
