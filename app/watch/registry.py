@@ -325,7 +325,7 @@ class Registry(AlwaysTrue):
 
     def _streams(self, ranges: Ranges) -> int:
         members = self._subscribers.get(ranges, ())
-        return sum(one.counted for one in members) if self._serves_workers else len(members)
+        return sum(one.counted for one in members)
 
     def _lag(self, ranges: Ranges) -> int:
         return max((subscriber.behind for subscriber in self._subscribers.get(ranges, ())), default=0)
