@@ -33,8 +33,10 @@ export class Gateway {
     for (;;) {
       const { status, body } = await this.ask('v1/access');
       if (!mayPass(status)) return status === 200 ? body : null;
-      await new Promise((again) => setTimeout(again, AGAIN));
-      if (!wanted()) return null;
+      do {
+        await new Promise((again) => setTimeout(again, AGAIN));
+        if (!wanted()) return null;
+      } while (globalThis.document?.hidden); // a tab in the background does not ask
     }
   }
 }

@@ -58,6 +58,12 @@ test('what may be read is asked until there is an answer, or until nobody waits 
   assert.ok(pauses.every((ms) => ms >= 1000));
   const left = [503, 200];
   assert.deepEqual([await access(left, () => false), left], [null, [200]]);
+  const { document: before } = globalThis;
+  globalThis.document = { hidden: true };
+  t.after(() => { globalThis.document = before; });
+  const background = [503, 200], seen = pauses.length;
+  const shown = () => { if (pauses.length === seen + 4) document.hidden = false; return background.length === 1; };
+  assert.deepEqual([await access(background, shown), pauses.length - seen], [{ keys_only: ['prefix='] }, 4]);
   assert.equal(await access([403]), null);
 });
 
