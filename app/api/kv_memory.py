@@ -49,11 +49,12 @@ class AnswerMemory:
             self.hold.release()
 
     async def need(self, size: int) -> None:
-        """Reserve *size* bytes in all. If they do not fit beside what is held, wait for them as for a new answer.
+        """Reserve *size* bytes in all, now. While they were waited for, the other gateway would hold the body, too, and
+        small answers would wait behind them.
 
         Raises:
-            OverCapacityError: the bytes did not become free in time; nothing is held.
+            OverCapacityError: the bytes are not free; nothing is held.
         """
         if size > self.hold.size and not self.hold.grow(size - self.hold.size):
             self.hold.release()
-            self.hold = await reserve(self._budget, Use.ANSWER, size, timeout=RESERVE_TIMEOUT)
+            self.hold = await reserve(self._budget, Use.ANSWER, size, timeout=0)

@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -183,7 +184,9 @@ class GatewayUpstream:
     async def revision(self, watched: KeyRange) -> int:
         """See ``app.ports.Etcd``. The upstream reads it, and says on its streams that it has reached it."""
         await self._usable()
-        return await self._shared.run(("progress", watched), lambda: self._read_revision(watched))
+        url = self.client.url  # a read that waits for an upstream which has hung is not shared with those of the next
+        progress = partial(self._progress, str(watched), url, REVISION_TIMEOUT)
+        return await self._shared.run(("progress", watched, url), progress)
 
     # --- what watches use --------------------------------------------------------------------------------------------
 
@@ -269,9 +272,6 @@ class GatewayUpstream:
     def forget_told(self, watched: KeyRange) -> None:
         """See ``app.tier.watch.WatchUpstream``."""
         self._notices.forget(watched)
-
-    async def _read_revision(self, watched: KeyRange) -> int:
-        return await self._progress(str(watched), self.client.url, REVISION_TIMEOUT)
 
     async def _progress(self, query: str, url: str, seconds: float = LOOK_TIMEOUT) -> int:
         found = self._parsed(await self._ask("/v1/progress", query, seconds, url), url)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.api import kv_memory as module
 from app.api.kv_memory import AnswerMemory, answer_memory
 from app.core.budget import PAGE_BYTES, Budget, Use
 from app.core.errors import OverCapacityError
+from tests.support.waiting import HANG
 
 
 async def test_the_answer_owns_the_memory() -> None:
@@ -30,15 +33,18 @@ async def test_a_read_that_fails_keeps_nothing() -> None:
 
 
 async def test_an_answer_of_a_known_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside other answers it must fit in a quarter of the budget. Alone it may be outside of it."""
-    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 0.0)
+    """Beside other answers it must fit in a quarter of the budget. Alone it may be outside of it.
+
+    Nothing is waited for: the other gateway would hold the body meanwhile.
+    """
+    monkeypatch.setattr(module, "RESERVE_TIMEOUT", 1e6)
     budget = Budget(16 * PAGE_BYTES)
     async with AnswerMemory(budget) as first:
         await first.need(100)
         assert budget.of(Use.ANSWER) == PAGE_BYTES
         await first.need(2 * PAGE_BYTES)
     with pytest.raises(OverCapacityError) as refused:
-        async with AnswerMemory(budget) as second:
+        async with asyncio.timeout(HANG), AnswerMemory(budget) as second:
             await second.need(3 * PAGE_BYTES)
     assert (refused.value.code, budget.of(Use.ANSWER)) == ("too-many-reads", 2 * PAGE_BYTES)
     first.hold.release()
