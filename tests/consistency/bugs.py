@@ -295,9 +295,10 @@ def merge_survives_generation() -> None:
     restart = SelectedHistory.restart
 
     def go_on(self: SelectedHistory) -> None:
-        if len(self.parts) > 1 and self._started and all(part.history.joinable for part in self.parts):
+        if len(self.parts) > 1 and self._started:
             for part in self.parts:
-                part.generation = part.history.log.generation
+                if part.history.joinable:
+                    part.generation = part.history.log.generation
         restart(self)
 
     _replace(SelectedHistory, "restart", go_on)
