@@ -169,7 +169,7 @@ async def test_a_state_is_counted_once_when_the_feed_takes_it_over() -> None:
     await world.empty()
 
 
-async def test_nobody_gets_the_bytes_of_a_state_while_the_feed_takes_it_over() -> None:
+async def test_nobody_gets_the_bytes_of_a_state_while_the_feed_takes_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that waits asks the feed for room at that very moment. The feed then counts itself, without the state."""
     world = World()
     memory, pages = world.registry.channels.memory, list[Hold]()
@@ -181,7 +181,7 @@ async def test_nobody_gets_the_bytes_of_a_state_while_the_feed_takes_it_over() -
         pages.extend(memory.budget.ask(Use.PAGE, size) for _ in range(2))  # the first one is outside the limit
         return fits
 
-    memory.grow = read  # type: ignore[method-assign]
+    monkeypatch.setattr(memory, "grow", read)
     subscriber = world.subscribe(has_cursor=False)
     await world.told(subscriber)
     assert followed(subscriber).core.bytes == A.size
