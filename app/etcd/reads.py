@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from ..core.errors import (
     LargeMessageError,
     OverCapacityError,
     TooSlowError,
+    UnavailableError,
 )
 from ..core.events import KeyValue
 from ..core.keys import KeyRange
@@ -325,16 +326,36 @@ class Reads:
         self._queued += 1
         try:
             async with self._slots:
-                link = await self._link()
-                return await self._call(link, request, large=large)
+                link, began = await self._link(), self._clock()
+                try:
+                    return await self._call(link, request, RANGE_TIMEOUT, large=large)
+                except UnavailableError:
+                    if not link.failed.done():
+                        raise
+                    # A Range may be sent twice, and the next link may answer. All of it has the time of one Range.
+                    ends = began + RANGE_TIMEOUT
+                    following = await self._next_link(ends)
+                    if following is None or following is link:
+                        raise
+                return await self._call(following, request, ends - self._clock(), large=large)
         finally:
             self._queued -= 1
 
-    async def _call(self, link: Link, request: Any, *, large: bool) -> Any:
+    async def _next_link(self, ends: float) -> Link | None:
+        """Wait for a usable connection, but only as long as a Range on it has time before *ends*."""
+        left = ends - self._clock()
+        if left <= 0:
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                return await self._link()
+        return None
+
+    async def _call(self, link: Link, request: Any, timeout: float, *, large: bool) -> Any:
         self.ranges_total += 1
         known, asked_at = self._known(), self._clock()
         try:
-            response = await link.range(request, RANGE_TIMEOUT, **({"large": True} if large else {}))
+            response = await link.range(request, timeout, **({"large": True} if large else {}))
         except LoginError as error:
             link.fail(str(error))
             raise unavailable(link.endpoint, str(error)) from None

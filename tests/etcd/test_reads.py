@@ -181,9 +181,8 @@ CHANGED = (UNAVAILABLE, "etcdserver: leader changed")
         ([(UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost")], 1, 1),
         ([(UNAVAILABLE, "etcdserver: no leader")], 1, 1),
         ([(UNKNOWN, "context deadline exceeded")], 1, 1),
-        ([(UNAVAILABLE, "Socket closed")], 1, 0),
     ],
-    ids=["new leader", "two new leaders", "timed out", "no leader", "timed out at 3.4", "connection lost"],
+    ids=["new leader", "two new leaders", "timed out", "no leader", "timed out at 3.4"],
 )
 async def test_an_answer_of_etcd_leaves_the_link_as_it_is(
     failures: list[tuple[grpc.StatusCode, str]], asked: int, slow: int
@@ -204,7 +203,73 @@ async def test_an_answer_of_etcd_leaves_the_link_as_it_is(
             await refused(upstream.reads.count(RANGE))
         assert (len(etcd.asked.ranges) - before, len(told)) == (asked, slow)
         assert link is not None
-        assert link.failed.done() == (failures[-1][1] == "Socket closed")
+        assert not link.failed.done()
+
+
+class Lost(Mute):
+    """A link whose connection is lost *seconds* after each call has begun."""
+
+    seconds: ClassVar[float] = 1.0
+
+    async def range(self, _request: Any, timeout: float, **_options: bool) -> Any:
+        """Fail as gRPC does."""
+        self.asked += 1
+        await asyncio.sleep(min(timeout, self.seconds))
+        raise status(UNAVAILABLE, "Socket closed")
+
+    def fail(self, why: str) -> None:
+        """Only another link can answer."""
+        self.failed.set_result(why)
+
+
+class LostLate(Lost):
+    """Nearly all the time is used up by then."""
+
+    seconds = PROMISED - 0.5
+
+
+class Good(Mute):
+    """A link whose member answers at once."""
+
+    async def range(self, _request: Any, timeout: float, **_options: bool) -> Any:
+        """Answer that the range is empty."""
+        del timeout
+        self.asked += 1
+        return rpc.RangeResponse(header=rpc.ResponseHeader(revision=7))
+
+
+@pytest.mark.parametrize(
+    ("links", "asked", "wait", "seconds", "error"),
+    [
+        ([Lost, Good], [1, 1], 2.0, 3.0, None),
+        ([Lost], [1], 2.0, 3.0, UnavailableError),
+        ([Lost, Lost, Good], [1, 1, 0], 0.0, 2.0, UnavailableError),
+        ([Lost, Mute], [1, 1], 1.0, PROMISED, TooSlowError),
+        ([LostLate, Good], [1, 0], 2.0, PROMISED, UnavailableError),
+    ],
+    ids=["the next link answers", "no other link", "lost again", "the next link is mute", "no time is left"],
+)
+def test_a_read_whose_connection_is_lost(
+    links: list[type[Mute]], asked: list[int], wait: float, seconds: float, error: type[Exception] | None
+) -> None:
+    """The read is sent once more on the next link, which comes after *wait* seconds, within the time of one read."""
+
+    async def ask() -> tuple[list[int], type[Exception] | None]:
+        made = [kind() for kind in links]
+
+        async def link() -> Any:
+            if made[0].asked:
+                await asyncio.sleep(wait)
+            return next((one for one in made if not one.failed.done()), made[-1])
+
+        read, failed = reads_of(link).count(RANGE), None
+        if error is None:
+            assert (await read).revision == 7
+        else:
+            failed = type(await refused(read))
+        return [one.asked for one in made], failed
+
+    assert virtually(ask()) == ((asked, error), seconds)
 
 
 async def test_a_read_while_a_link_is_given_up_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
