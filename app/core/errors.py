@@ -19,7 +19,8 @@ GatewayError
 │   ├── IssuerUnavailableError 503, the keys that verify a token could not be fetched yet
 │   ├── UnavailableError       503, etcd is out of reach
 │   │   ├── TooSlowError       503, one answer of etcd took too long
-│   │   └── AnswerCutError     503, one answer of the upstream gateway ended too early
+│   │   ├── AnswerCutError     503, one answer of the upstream gateway ended too early
+│   │   └── NotConnectedError  503, the connection to the upstream gateway could not be made, or was lost
 │   └── TooLargeError          503, the range does not fit in the memory that it may use
 │       ├── NoRoomError        503, the range does not fit beside everything that is held now
 │       └── LargeMessageError  503, one answer of etcd exceeds the limit of a message
@@ -204,6 +205,10 @@ class TooSlowError(UnavailableError):
 
 class AnswerCutError(UnavailableError):
     """The upstream gateway ended the connection within an answer."""
+
+
+class NotConnectedError(UnavailableError):
+    """The connection to the upstream gateway could not be made, or was lost before the head of an answer."""
 
 
 class TooLargeError(TransientError):

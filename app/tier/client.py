@@ -18,6 +18,7 @@ from ..core.errors import (
     EtcdRefusedError,
     GatewayError,
     HeadTooLargeError,
+    NotConnectedError,
     OverCapacityError,
     PageExpiredError,
     RevisionNotReachedError,
@@ -120,7 +121,7 @@ class Client:
             begin: may raise GatewayError. It gets 0 for a body without a length, which no gateway sends.
 
         Raises:
-            UnavailableError: there is none. AnswerCutError: it has no end.
+            NotConnectedError: there is none. AnswerCutError: it has no end.
             HeadTooLargeError: the URL is too long. Only a token of a page that no gateway has made is so long.
         """
         url = url or self.url
@@ -132,7 +133,7 @@ class Client:
         except CutError as error:
             raise AnswerCutError(OUT_OF_REACH, cause=_cause(url, error)) from None
         except httpx.HTTPError as error:
-            raise unreachable(url, error) from None
+            raise NotConnectedError(OUT_OF_REACH, cause=_cause(url, error)) from None
         except httpx.InvalidURL:
             raise HeadTooLargeError("the request is too long for the upstream gateway") from None
         finally:

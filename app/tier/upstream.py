@@ -11,6 +11,7 @@ joins C's feed, which follows B; both would stay "live" for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from ..core.backoff import Backoff
 from ..core.ended_histories import EndedHistories
-from ..core.errors import GatewayError, UnavailableError
+from ..core.errors import GatewayError, NotConnectedError, UnavailableError
 from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.keys import KeyRange
 from ..core.known_history import KnownHistory
@@ -95,6 +96,8 @@ class GatewayUpstream:
         self.watch_version = ""  # of the etcd above all gateways, as far as it is known: see ``app.ports.Etcd``
         self._states = States(self._read, self._end_history)
         self._reachable = asyncio.Event()
+        self._look_now = asyncio.Event()  # a connection was lost: do not wait for the next look
+        self._looked = asyncio.Event()  # set after the next look
         self._condition = Condition(self.client.url, "", "connecting", time.time(), "not connected yet")
         self._watches: set[UpstreamWatch] = set()
         self._of_range: dict[KeyRange, set[UpstreamWatch]] = {}
@@ -298,7 +301,12 @@ class GatewayUpstream:
         return await self._read(query, begin)
 
     async def _read(self, query: str, begin: Begin = at_once) -> Answer:
-        answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url, begin)
+        try:
+            answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url, begin)
+        except NotConnectedError:
+            # A GET may be sent twice, and another upstream may answer.
+            await self._look_again()
+            answer = await self._ask("/v1/kv", query, READ_TIMEOUT, self.client.url, begin)
         if answer.status == HTTPStatus.OK:
             return answer
         problem = _problem(answer)
@@ -319,17 +327,40 @@ class GatewayUpstream:
         failures = 0
         while True:
             try:
-                if await self._look() != "ready":
+                state = await self._look()
+                self._say_looked()
+                if state != "ready":
                     await self._look_around()
             except (GatewayError, ForeignAnswerError) as error:
                 failures += 1
                 self._say_down(str(error))
                 self.client.use_next()
+                self._say_looked()
                 if failures >= self.client.count:
                     await asyncio.sleep(self._backoff.delay(failures // self.client.count - 1, self._draw()))
             else:
                 failures = 0
-                await asyncio.sleep(self._interval)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval):
+                        await self._look_now.wait()
+                self._look_now.clear()
+
+    async def _look_again(self) -> None:
+        """Let ``run`` look at the upstream now, whose connection was lost, and wait until an upstream is in reach.
+
+        Raises:
+            UnavailableError: that takes too long.
+        """
+        if self._reachable.is_set():
+            self._look_now.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await self._looked.wait()
+        await self._usable()
+
+    def _say_looked(self) -> None:
+        self._looked.set()
+        self._looked = asyncio.Event()  # of the next look
 
     async def _look_around(self) -> None:
         """Move to another upstream that has etcd in reach, if there is one. Otherwise stay at this one.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
 
 from app.api.progress import TIP_TIMEOUT
 from app.core.errors import (
+    AnswerCutError,
     DeniedError,
     EtcdRefusedError,
     GatewayError,
@@ -510,6 +512,39 @@ async def test_an_upstream_has_the_time_that_its_answers_may_take(root: Scripted
         await above.ask_progress(SVC, root.url, 7)
     assert given[str(SVC)] >= CONNECT_TIMEOUT + REVISION_INTERVAL + RANGE_TIMEOUT + TIP_TIMEOUT
     assert given[f"{SVC}&min_revision=7"] > TIP_TIMEOUT
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_read_without_a_connection_goes_to_the_next_upstream(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next look would come later, and each read would be refused until then. Only an upstream that answers a look
+    gets the read: another one may take it, and never answer.
+    """
+    monkeypatch.setattr("app.tier.upstream.CONNECT_TIMEOUT", HANG if answers else 0.05)
+    async with AsyncExitStack() as first, scripted() as other:
+        root = await first.enter_async_context(scripted())
+        async with upstream(root.url, other.url) as above:
+            above._interval = HANG
+            await condition(above, "ready")
+            other.answer = other.usual if answers else lambda _asked: Answered.mute()
+            await first.aclose()
+            if answers:
+                assert (await above.read(str(SVC))).status == 200
+            else:
+                with pytest.raises(UnavailableError):
+                    await above.read(str(SVC))
+            assert [len(root.of("/v1/kv")), len(other.of("/v1/kv"))] == [0, int(answers)]
+
+
+async def test_an_answer_that_is_cut_is_not_asked_for_again(root: Scripted) -> None:
+    """The upstream may have needed the memory of the answer, and the next one would need as much."""
+    root.answer = lambda asked: Answered.cut() if asked.path == "/v1/kv" else root.usual(asked)
+    async with upstream(root.url) as above:
+        await condition(above, "ready")
+        with pytest.raises(AnswerCutError):
+            await above.read(str(SVC))
+    assert len(root.of("/v1/kv")) == 1
 
 
 async def test_an_upstream_out_of_reach_is_named(root: Scripted) -> None:
