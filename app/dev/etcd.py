@@ -55,8 +55,9 @@ LOOPBACK_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     # Reconnect soon: etcd is about to start.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
+    # In fact this is the timeout of one connection attempt. With 50 ms, an etcd that got no core was out of reach.
+    ("grpc.min_reconnect_backoff_ms", 120_000),
 )
 
 

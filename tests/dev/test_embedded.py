@@ -10,9 +10,10 @@ import grpc
 import pytest
 from aetcd import rpc
 
-from app.dev.etcd import EtcdMissingError
+from app.dev.etcd import LOOPBACK_OPTIONS, EtcdMissingError
 from tests.support.embedded import SETPRIV, EmbeddedCluster, EmbeddedEtcd, find_etcd
 from tests.support.processes import alive
+from tests.support.proxy import proxy
 from tests.support.waiting import HANG, eventually
 
 pytestmark = pytest.mark.etcd
@@ -49,6 +50,14 @@ async def test_restart_keeps_address_and_data() -> None:
 
         assert etcd.endpoint == endpoint
         assert await count(etcd, b"a") == 1
+
+
+async def test_an_etcd_that_is_slow_to_answer_is_in_reach() -> None:
+    """It may get no core for a while after the system has accepted the connection."""
+    async with EmbeddedEtcd() as etcd, proxy(etcd.endpoint) as between:
+        between.delay = 0.3
+        async with grpc.aio.insecure_channel(between.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
+            await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"a"), timeout=HANG)
 
 
 async def test_a_given_data_dir_is_kept(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from app.dev.etcd import LOOPBACK_OPTIONS
+
 # For an etcd without other members. An etcd waits for other candidates before it stands for election, which is most of
 # the 0.9 s that a start takes. With these flags a start takes 0.25 s. A member of a real cluster would lose its
 # leadership on a busy machine.
@@ -78,5 +80,5 @@ def _bytes(text: str | bytes) -> bytes:
 @asynccontextmanager
 async def etcd_client(endpoint: str) -> AsyncIterator[EtcdClient]:
     """A client on its own channel."""
-    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
         yield EtcdClient(channel)
