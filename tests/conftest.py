@@ -52,7 +52,7 @@ os.environ.setdefault("GOGC", "400")
 gc.disable()
 
 # Libraries have timeouts that a slow machine exceeds: an example of Hypothesis after 0.2 s, an answer to httpx after 5
-# s, an etcd that starts after 30 s.
+# s, an etcd that starts after 30 s. gRPC gives a connection 20 s: tests' own channels have LOOPBACK_OPTIONS.
 hypothesis.settings.register_profile(
     "suite",
     max_examples=size(40, long=2000),

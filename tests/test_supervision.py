@@ -122,7 +122,7 @@ async def test_a_call_that_its_server_cancels_ends_no_task() -> None:
     """gRPC raises CancelledError for such a call in the task that made it, even if that task is the upstream's own."""
     async with FakeEtcd() as fake:
         fake.fail_ranges(2, grpc.StatusCode.CANCELLED)
-        async with gateway(fake.endpoint) as server, httpx.AsyncClient(base_url=server.base, timeout=30) as http:
+        async with gateway(fake.endpoint) as server, httpx.AsyncClient(base_url=server.base) as http:
 
             async def served() -> bool:
                 return (await http.get("/v1/kv?prefix=/svc/")).status_code == 200

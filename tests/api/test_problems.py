@@ -146,7 +146,7 @@ def test_the_words_of_etcd_itself_are_told(code: grpc.StatusCode) -> None:
 async def everything(server: GatewayProcess) -> list[str]:
     """All that clients are told by every kind of request, status included."""
     said = []
-    async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
         for path in (
             "/v1/kv?key=/svc/a",
             "/v1/kv?prefix=/svc/",
@@ -189,7 +189,7 @@ async def test_an_endpoint_says_its_address() -> None:
     """An endpoint's failure names its address, as gRPC's own texts do."""
     async with FakeEtcd() as fake, gateway(fake.endpoint) as server:
         fake.fail_ranges(1000, grpc.StatusCode.UNKNOWN, WORDS)
-        async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
             answer = await http.get("/v1/kv?prefix=/svc/")
     assert answer.status_code == 503
     assert "10.9.8.7" not in answer.text

@@ -34,16 +34,16 @@ async def test_an_answer_older_than_the_watch(anchor: str, answers: int) -> None
             # etcd's send loop is busy: answers wait in its watch channel when the create request comes.
             fake.stall()
             asked = fake.asked.progress
-            await fake.until(lambda: fake.asked.progress >= asked + answers, timeout=60)
+            await fake.until(lambda: fake.asked.progress >= asked + answers)
             fake.hold(2)
             await client.join(server.base)
             try:
-                await fake.until(lambda: any(create.key == b"/svc/" for create in fake.asked.creates), timeout=60)
+                await fake.until(lambda: any(create.key == b"/svc/" for create in fake.asked.creates))
                 # ``created`` comes first, then the old answers, and only then the events that etcd owes.
                 fake.control_first = lambda: True
                 fake.flow()
                 asked = fake.asked.progress
-                await fake.until(lambda: fake.asked.progress >= asked + 5, timeout=60)
+                await fake.until(lambda: fake.asked.progress >= asked + 5)
                 fake.release()
                 await exact([client], truth)
             finally:

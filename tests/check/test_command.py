@@ -20,6 +20,7 @@ import pytest
 from aetcd import rpc
 
 from app.cli import main
+from app.dev.etcd import LOOPBACK_OPTIONS
 from tests.integration.test_operations import commands
 from tests.support.certificates import Ca
 from tests.support.connections import serving
@@ -102,7 +103,7 @@ async def test_beside_others(etcd: EmbeddedEtcd) -> None:
     async with (
         gateway(etcd.endpoint, settings=settings) as server,
         await watch(server.base, "prefix=/svc/") as other,
-        grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel,
+        grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel,
     ):
         await other.until("synced")
         call = rpc.WatchStub(channel).Watch()
@@ -402,7 +403,7 @@ async def test_another_client_of_etcd(etcd: EmbeddedEtcd, server: GatewayProcess
     """If another client of etcd opens a watch for each of our streams, as a leak would, and goes on after them, the
     check cannot tell.
     """
-    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
         call = rpc.WatchStub(channel).Watch()
         tasks = set()
 

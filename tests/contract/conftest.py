@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from aetcd import rpc
 
+from app.dev.etcd import LOOPBACK_OPTIONS
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import ALONE
 from tests.support.fake_etcd import FakeEtcd
@@ -112,7 +113,7 @@ class Etcd:
         self.fake = fake
         self.channel = grpc.aio.insecure_channel(
             endpoint.removeprefix("http://"),
-            options=(("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)),
+            (*LOOPBACK_OPTIONS, ("grpc.max_receive_message_length", -1)),
         )
         self.kv = rpc.KVStub(self.channel)
         self._streams: list[Stream] = []

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from aetcd import rpc
 
+from app.dev.etcd import LOOPBACK_OPTIONS
 from tests.support.chart import CHART, CHOICE, get_helm, manifests, template
 from tests.support.embedded import EmbeddedEtcd
 from tests.support.etcd import EtcdClient
@@ -88,7 +89,7 @@ async def pass_by(bases: Sequence[str]) -> None:
 
 async def leak_at(endpoint: str) -> None:
     """A client of etcd that releases nothing: five streams a second, with twelve watchers each."""
-    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
         calls = []
         while True:
             call = rpc.WatchStub(channel).Watch()

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.etcd
 
 
 async def put(etcd: EmbeddedEtcd, key: bytes) -> None:
-    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
         await rpc.KVStub(channel).Put(rpc.PutRequest(key=key), timeout=HANG)
 
 
 async def count(etcd: EmbeddedEtcd, key: bytes) -> int:
-    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+    async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
         return int((await rpc.KVStub(channel).Range(rpc.RangeRequest(key=key), timeout=HANG)).count)
 
 
@@ -72,7 +72,7 @@ async def test_frozen_it_is_mute_and_thawed_it_goes_on() -> None:
     async with EmbeddedEtcd() as etcd:
         etcd.sigstop()
         try:
-            async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel:
+            async with grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel:
                 with pytest.raises(rpc.AioRpcError) as caught:
                     await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"a"), timeout=0.2)
         finally:

@@ -17,6 +17,7 @@ from aetcd import rpc
 from app.core.feed_messages import Created, Lost, Progress, WatchInput
 from app.core.keys import KeyRange
 from app.core.multiplex import ProgressRequest
+from app.dev.etcd import LOOPBACK_OPTIONS
 from app.etcd.calls import STATUS_TIMEOUT, WRITE_FAILED
 from app.etcd.stream import METADATA, WatchStream
 from tests.support.collector import no_collector
@@ -216,7 +217,7 @@ async def test_the_last_watch_ends_the_stream() -> None:
     heard = Heard()
     async with (
         FakeEtcd() as etcd,
-        grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://")) as channel,
+        grpc.aio.insecure_channel(etcd.endpoint.removeprefix("http://"), LOOPBACK_OPTIONS) as channel,
     ):
         stream = heard.open(rpc.WatchStub(channel).Watch(metadata=METADATA), asyncio.get_running_loop().time)
         await etcd.until(lambda: etcd.open_watchers == 1)

@@ -27,7 +27,7 @@ async def test_a_grpc_proxy_is_refused_by_name(etcd: SecureEtcd, candidate: Cand
     """
     async with grpc_proxy(etcd.endpoint, candidate.folder) as endpoint, gateway(endpoint) as server:
         await eventually(lambda: says(server, "down", WORDS))
-        async with httpx.AsyncClient(base_url=server.base, timeout=30, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
             assert (await http.get("/readyz")).status_code == 503
             assert WORDS in (await http.get("/v1/feeds")).json()["etcd"]["reason"]
             refused = await http.get("/v1/watch?prefix=/svc/")

@@ -27,7 +27,7 @@ class Scrapes:
 
     async def scrape(self) -> dict[str, float]:
         """All counter series now, by name and labels."""
-        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False) as http:
             text = (await http.get("/metrics")).text
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         found = {name: float(value) for name, _, value in lines if name.partition("{")[0].endswith(ENDINGS)}
@@ -40,7 +40,7 @@ class Scrapes:
 
     async def streams(self) -> int:
         """The number of streams that have not ended."""
-        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=self._server.base, trust_env=False) as http:
             return sum((await http.get("/v1/feeds")).json()["sinks"].values())
 
 

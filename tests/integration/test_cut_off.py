@@ -108,7 +108,7 @@ async def at_the_follower(cluster: Cluster) -> AsyncIterator[tuple[GatewayProces
 
 async def get(base: str, path: str) -> httpx.Response:
     """The gateway's answer."""
-    async with httpx.AsyncClient(base_url=base, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=base) as client:
         return await client.get(path)
 
 
@@ -125,7 +125,7 @@ async def until_live_with(stream: Stream, value: str, *, got: bool = False) -> l
     states: list[str] = []
     async with asyncio.timeout(120):
         while not got or states[-1:] != ["live"]:
-            event = await stream.next_event(timeout=60)
+            event = await stream.next_event()
             assert event is not None
             assert event.type != "reset", event
             got |= event.data.get("value") == value
@@ -200,7 +200,7 @@ async def test_reads_go_elsewhere_though_nobody_watches(tmp_path: Path) -> None:
             answer = await get(running.base, "/v1/kv?prefix=/svc/")
             return answer.status_code == 200 and answer.json()["count"] == 1
 
-        await eventually(answered, timeout=60)
+        await eventually(answered)
 
 
 class SplitProxy(Proxy):

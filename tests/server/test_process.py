@@ -229,7 +229,7 @@ async def quiet_gateway(
         stderr=descriptor,
     )
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
 
             async def alive() -> bool:
                 assert process.returncode is None
@@ -401,7 +401,7 @@ async def shell(text: str, *, settings: dict[str, str] | None = None, cwd: Path 
         stderr=asyncio.subprocess.PIPE,
     )
     talk = asyncio.create_task(process.communicate())
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
 
         async def answers_or_ended() -> bool:
             if talk.done():

@@ -121,7 +121,7 @@ async def test_who_lacks_what_is_old_is_told_so(etcd: EmbeddedEtcd, kv: EtcdClie
                 last = await kv.put(f"/svc/{n}", "x" * 20_000)
 
             async def behind() -> bool:
-                async with httpx.AsyncClient(base_url=server.base, trust_env=False, timeout=30) as http:
+                async with httpx.AsyncClient(base_url=server.base, trust_env=False) as http:
                     (feed,) = (await http.get("/v1/feeds")).json()["feeds"]
                 return bool(feed["lag"] > 0)
 

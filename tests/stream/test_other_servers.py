@@ -198,7 +198,7 @@ async def hypercorn(etcd: str, **settings: str) -> AsyncIterator[str]:
 
             async def ready() -> bool:
                 assert process.returncode is None
-                async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=30) as http:
+                async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
                     return (await http.get("/readyz")).status_code == 200
 
             await eventually(ready)
@@ -215,7 +215,7 @@ async def hypercorn(etcd: str, **settings: str) -> AsyncIterator[str]:
 
 async def subscribers(base: str) -> Sequence[int]:
     """The number of subscribers of each feed."""
-    async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
         answer = (await http.get("/v1/feeds")).json()
     assert answer["sinks"]["fast"] == 0
     return [feed["subscribers"] for feed in answer["feeds"]]
