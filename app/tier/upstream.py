@@ -25,10 +25,10 @@ from ..core.ended_histories import EndedHistories
 from ..core.errors import GatewayError, NotConnectedError, UnavailableError
 from ..core.feed_messages import StreamKind, WatchCallback
 from ..core.keys import KeyRange
-from ..core.known_history import KnownHistory
+from ..core.known_history import KnownHistory, UnclearHistoryError
 from ..core.selection import Ranges, Selection
 from ..core.snapshot import Snapshot
-from ..core.witnessed_history import HEADER, WitnessedHistory
+from ..core.witnessed_history import HEADER, ROUNDING, WitnessedHistory
 from ..ports import Clock, Condition, Draw, UpstreamStatistics
 from ..shared_reads import SharedReads
 from .client import OUT_OF_REACH, Answer, Begin, Client, ForeignAnswerError, at_once, refusal, tier_of, unreachable
@@ -224,7 +224,8 @@ class GatewayUpstream:
         An upstream that was started after a restore cannot notice the restore, and resumes cursors of the old history.
 
         Raises:
-            ForeignAnswerError: it follows another cluster, as another gateway behind the same URL may.
+            ForeignAnswerError: it follows another cluster, as another gateway behind the same URL may, or the numbers
+                do not tell yet whether etcd was restored.
         """
         report = WitnessedHistory.parse(headers.get(HEADER, ""), asked_at)
         if report is None:
@@ -233,7 +234,11 @@ class GatewayUpstream:
             raise ForeignAnswerError(
                 f"the upstream follows the cluster {report.cluster_id:x}, and not {self.cluster_id:x}"
             )
-        ended = self._known_history.take(report, self.clock())
+        now = self.clock()
+        try:
+            ended = self._known_history.take(report, now, late=now - asked_at + 2 * ROUNDING)
+        except UnclearHistoryError as error:
+            raise ForeignAnswerError(str(error)) from None
         if ended is not None:
             self._end_history(ended)
 

@@ -50,7 +50,7 @@ class WatchUpstream(Protocol):
     def compare_history(self, headers: Mapping[str, str], asked_at: float) -> None:
         """Compare what an upstream reports of etcd's history with what is known. *asked_at*: before the request.
 
-        Raise ForeignAnswerError if the upstream follows another cluster.
+        Raise ForeignAnswerError if the upstream follows another cluster, or may have seen another history.
         """
 
     def alive_at(self, heard_at: float, silence: float) -> float:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from app.core.cursor import derive_epoch
 from app.core.query import parse_query, parse_ranges
 from app.core.selection import Selection
+from app.ports import Clock
 from app.tier.client import Client
 from app.tier.upstream import GatewayUpstream
 from tests.support.connections import serving
@@ -160,15 +161,16 @@ async def upstream(
     *urls: str,
     token: Callable[[], str] = lambda: "",
     stale_after: float = 60.0,
+    clock: Clock | None = None,
     made: type[GatewayUpstream] = GatewayUpstream,
 ) -> AsyncIterator[GatewayUpstream]:
     """An upstream that looks at these URLs."""
-    loop, context = asyncio.get_running_loop(), ssl.create_default_context()
+    context = ssl.create_default_context()
     above = made(
         lambda tier: Client(list(urls), lambda: context, token, tier),
         epoch_of,
         stale_after=stale_after,
-        clock=loop.time,
+        clock=clock or asyncio.get_running_loop().time,
         draw=lambda: 0.0,
     )
     task = asyncio.create_task(above.run())

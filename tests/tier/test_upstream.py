@@ -351,6 +351,53 @@ async def test_an_upstream_that_was_started_after_a_restore(root: Scripted) -> N
         await soon(lambda: told == [100])  # which the upstream said, too
 
 
+@pytest.mark.parametrize("late", ["/v1/watch", "/v1/progress"])
+async def test_an_answer_that_is_late_after_a_restore(root: Scripted, late: str) -> None:
+    """The first read of the new upstream may have begun before ours was known. The next answer proves the restore.
+
+    Nothing of the late answer is believed: its revision has passed ours, and would hide the restore.
+    """
+    now = 100.0
+    told: list[int] = []
+    given: list[WatchInput] = []
+    ours = f"{CLUSTER:x}; first=13-2-10; highest=80-4-300; age=1000"
+    theirs = f"{CLUSTER:x}; first=60-4-12; highest=95-4-40; age=2"
+    position_of_ours = Answered.of(position(revision=80), X_Gateway_History=ours)
+    position_of_theirs = Answered.of(position(revision=95), X_Gateway_History=theirs)
+    heads = {
+        "/v1/watch": Answered.stream(X_Etcd_Revision="95", X_Gateway_History=theirs),
+        "/v1/progress": position_of_theirs,
+    }
+
+    def answer(asked: Asked) -> Answered:
+        nonlocal now
+        if now > 101.0:
+            return Answered(b"", 500)  # no other answer comes between
+        if asked.path != late:
+            return position_of_ours
+        now = 105.0
+        return heads[late]
+
+    async with upstream(root.url, stale_after=0.4, clock=lambda: now) as above:
+        above.on_restored(lambda: told.append(above.ended.revision(CLUSTER)))
+        says(root, position_of_ours)
+        await soon(lambda: above.witnessed is not None)
+        now = 101.0
+        root.answer = answer
+        if late == "/v1/watch":
+            above.watch(SVC, 81, given.append, stream_kind="live")
+            await soon(lambda: bool(given))
+            assert isinstance(given[0], Lost)
+            assert "not clear" in given[0].reason
+        await soon(lambda: now == 105.0 and above.condition.state == "down")
+        witnessed = above.witnessed
+        assert witnessed is not None
+        assert (told, witnessed.highest) == ([], (80, 4, 300))
+        says(root, position_of_theirs)
+        await soon(lambda: bool(told))
+        assert told == [80]
+
+
 async def test_an_upstream_that_reports_no_history(root: Scripted) -> None:
     """One of an older version, or a report that something between has changed, proves nothing."""
     async with upstream(root.url, stale_after=0.4) as above:
