@@ -11,6 +11,7 @@ from typing import Any
 
 from . import __version__, descriptors, logs
 from .access.token import read_token
+from .allocator import importing
 from .arguments import parse
 from .event_loop import run
 from .memory_limit import warn_of_small_limit
@@ -114,8 +115,9 @@ def _config(flags: dict[str, Any]) -> int:
 
 
 def _check(flags: dict[str, Any]) -> int:
-    from .check.command import check
-    from .check.options import options_of
+    with importing():
+        from .check.command import check
+        from .check.options import options_of
 
     options = options_of(flags)
     try:
@@ -170,18 +172,18 @@ async def _serve(settings: Settings) -> None:
     )
     warn_of_small_limit(settings, count)
     if count > 1:
-        from .workers.hub import serve as serve_by_workers
-
+        with importing():
+            from .workers.hub import serve as serve_by_workers
         await serve_by_workers(settings, count, on_ready=_say_listening)
         return
-    from .server.run import serve
-
+    with importing():
+        from .server.run import serve
     await serve(settings, on_ready=_say_listening)
 
 
 async def _dev(settings: Settings) -> None:
-    from .dev.command import dev
-
+    with importing():
+        from .dev.command import dev
     await dev(settings)
 
 

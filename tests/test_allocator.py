@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.allocator import freeze_objects, return_large_blocks
+from app.allocator import freeze_objects, importing, return_large_blocks
 
 PROGRAM = "import sys; from app.allocator import return_large_blocks; sys.exit(not return_large_blocks())"
 
@@ -77,3 +77,16 @@ def test_a_herd_brings_no_full_collection() -> None:
     assert len(objects) == 500_000
     assert 1 in collections
     assert 2 not in collections
+
+
+def test_nothing_is_collected_while_modules_are_imported() -> None:
+    """Also after an import that fails, the collector works again."""
+
+    @importing()
+    def fail() -> None:
+        assert not gc.isenabled()
+        raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
+    assert gc.isenabled()

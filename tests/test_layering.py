@@ -111,6 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dev": {"core", "descriptors", "etcd", "server", "settings", "stdio", "urls"},
     "cli": {
         "access",
+        "allocator",
         "arguments",
         "check",
         "config",
