@@ -9,6 +9,7 @@ import socket
 import sys
 
 from .. import stdio
+from ..allocator import importing
 from ..signals import SIGNALS
 
 
@@ -19,8 +20,8 @@ def entry() -> int:
     path, *numbers = sys.argv[1:]
     link, passed = (socket.socket(fileno=int(word)) for word in numbers)
     try:
-        from .worker import main
-
+        with importing():
+            from .worker import main
         return main(link, passed, path)
     finally:
         SIGNALS.ignore()
