@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import compress
 
 from .witnessed_history import HistoryProgress, WitnessedHistory
 
@@ -49,7 +50,8 @@ class KnownHistory:
         highest, same_cluster = self.highest, report.cluster_id == self._cluster_id
         if same_cluster and report.first_at < self._began_before:
             return None
-        fallen = self._fallen(report.first) if same_cluster else []
+        # Since when each value is known that the first read is below.
+        fallen = list(compress(self._known_since, report.first.fallen(highest))) if same_cluster else []
         ended = any(report.first_at > since for since in fallen)
         if not ended and self._is_new(report):
             unclear = [since for since in fallen if report.first_at + late >= since]
@@ -57,16 +59,10 @@ class KnownHistory:
                 raise UnclearHistoryError
         self._reported = report
         if ended or not same_cluster:
-            self._cluster_id, self.highest, self._known_since = report.cluster_id, report.highest, (now,) * len(NOTHING)
+            self._cluster_id, self.highest, self._known_since = report.cluster_id, NOTHING, NEVER
             self._began_before = report.first_at if ended else -math.inf
-        else:
-            self._rise(report.highest, now)
+        self._rise(report.highest, now)
         return highest.revision if ended else None
-
-    def _fallen(self, first: HistoryProgress) -> list[float]:
-        """Since when each value is known that *first* is below."""
-        compared = zip(first, self.highest, self._known_since, strict=True)
-        return [since for mine, known, since in compared if 0 < mine < known]
 
     def _is_new(self, report: WitnessedHistory) -> bool:
         """Whether the report is of another connection to etcd than the last one, whose first read was judged."""

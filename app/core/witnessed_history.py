@@ -24,9 +24,13 @@ class HistoryProgress(NamedTuple):
     raft_term: int
     raft_index: int
 
+    def fallen(self, other: HistoryProgress) -> list[bool]:
+        """Return of each of the three whether it is below *other*'s."""
+        return [0 < mine < theirs for mine, theirs in zip(self, other, strict=True)]
+
     def fell_below(self, other: HistoryProgress) -> bool:
         """Whether one of the three is below *other*'s."""
-        return any(0 < mine < theirs for mine, theirs in zip(self, other, strict=True))
+        return any(self.fallen(other))
 
     def raised_to(self, other: HistoryProgress) -> HistoryProgress:
         """Return the higher one of each of the three: the history has come at least as far as *other*."""
